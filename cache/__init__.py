@@ -1,0 +1,17 @@
+"""The feature store: one Zarr group per teacher or proxy, rows shared through one clip index."""
+
+from .index import ClipIndex, RowKey
+from .store import ArraySpec, Failure, FeatureStore, NonFiniteError, RowStatus, ShardError, fits, remove
+
+__all__ = [
+    "ArraySpec",
+    "ClipIndex",
+    "Failure",
+    "FeatureStore",
+    "NonFiniteError",
+    "RowKey",
+    "RowStatus",
+    "ShardError",
+    "fits",
+    "remove",
+]

@@ -1,0 +1,44 @@
+# make demo      environment, then the main job over a few generated videos
+# make test      environment, lint, types, and the short tests (at most 15 minutes on two cores)
+# make test-all  environment, and every test with its full counts
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PACKAGES := -p uniego.cache -p uniego.models -p uniego.pipeline -p uniego.stages
+MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_data -m uniego.__main__
+
+.PHONY: demo test test-all env lint types clean
+
+demo: env
+	$(BIN)/python examples/quickstart.py
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: env
+	UNIEGO_TEST_FULL=1 $(BIN)/python -m pytest
+
+env: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "uniego needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,dev]"
+	touch $@
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The package is the repository's root, under whatever name it was cloned: the link gives it its own.
+types: env
+	mkdir -p .typing
+	ln -sfn .. .typing/uniego
+	MYPYPATH=.typing $(BIN)/mypy $(PACKAGES) $(MODULES)
+
+clean:
+	rm -rf build dist *.egg-info .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis

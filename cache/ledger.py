@@ -1,0 +1,194 @@
+"""What was written: one line per finished shard, in one file per task, so that no two writers share a file.
+
+A line is trusted only together with the files it describes. Each line carries a checksum of itself; torn or
+damaged lines are ignored with a warning. A shard is written again under a higher revision, after a line that
+voids the older one: at no moment does a line describe files that are being replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..pipeline import files
+
+_log = logging.getLogger(__name__)
+
+
+class RowStatus(IntEnum):
+    """State of one row. Only DONE rows hold numbers; all others hold NaN."""
+
+    PENDING = 0
+    DONE = 1
+    FAILED = 2
+    ABSENT = 3
+
+
+STATUS_MEANING = {
+    RowStatus.PENDING: "not computed yet, or a row that belongs to no clip",
+    RowStatus.DONE: "computed: all values are finite",
+    RowStatus.FAILED: "tried and failed; the ledger holds the reason",
+    RowStatus.ABSENT: "the clip has no such input",
+}
+
+
+class Failure(NamedTuple):
+    """Why a clip has no features: a reason class ("truncated", "non_finite", …) and a message."""
+
+    clip_id: str
+    reason: str
+    message: str
+
+
+class Stored(NamedTuple):
+    """A chunk file as it was written: content hash, size in bytes."""
+
+    hash: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shard as written. `keys`: hash of its clips; `status`: (code, length) runs over its rows."""
+
+    shard: int
+    revision: int
+    keys: str = ""
+    arrays: tuple[tuple[str, Stored], ...] = ()
+    status: tuple[tuple[int, int], ...] = ()
+    failures: tuple[Failure, ...] = ()
+    void: bool = False
+
+    def statuses(self) -> npt.NDArray[np.uint8]:
+        """uint8 [rows] of `RowStatus`."""
+        codes = [code for code, _ in self.status]
+        return np.repeat(np.array(codes, np.uint8), [length for _, length in self.status])
+
+    def same_content(self, other: Entry) -> bool:
+        return replace(self, revision=0) == replace(other, revision=0)
+
+
+class Ledger:
+    """All ledger files of one store, read as they grow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[str, tuple[int, int]] = {}  # file name: (inode, bytes read)
+        self._last: dict[int, dict[str, Entry]] = {}  # shard: {file name: its last entry}
+        self._warned: set[tuple[str, int]] = set()
+
+    def candidates(self, shard: int) -> list[Entry]:
+        """Entries of the highest revision of a shard, one per distinct content: normally one, or none."""
+        entries = list(self._last.get(shard, {}).values())
+        top = max((entry.revision for entry in entries), default=0)
+        return list(dict.fromkeys(entry for entry in entries if entry.revision == top))
+
+    def shards(self) -> list[int]:
+        """Shards with any line, in order."""
+        return sorted(self._last)
+
+    def append(self, task: str, entry: Entry) -> None:
+        """Write one line durably to the task's file."""
+        files.append_line(self.folder / f"{task}.jsonl", entry_to_line(entry))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in the lines written since the last call, by anybody."""
+        names = sorted(name for name in _listing(self.folder) if name.endswith(".jsonl"))
+        stats = {name: (self.folder / name).stat() for name in names}
+        for name, (inode, read) in self._read.items():
+            if name not in stats or stats[name].st_ino != inode or stats[name].st_size < read:
+                self._read, self._last = {}, {}
+                break
+        for name, stat in stats.items():
+            _, read = self._read.get(name, (stat.st_ino, 0))
+            if stat.st_size > read:
+                self._read[name] = (stat.st_ino, read + self._take_in(name, read))
+
+    def _take_in(self, name: str, start: int) -> int:
+        with (self.folder / name).open("rb") as file:
+            file.seek(start)
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        at = start
+        for line in data[:whole].split(b"\n")[:-1]:
+            entry = entry_from_line(line)
+            if entry is not None:
+                self._last.setdefault(entry.shard, {})[name] = entry
+            elif line:
+                self._warn(name, at, "damaged")
+            at += len(line) + 1
+        if whole < len(data):
+            self._warn(name, at, "torn")
+        return whole
+
+    def _warn(self, name: str, at: int, what: str) -> None:
+        if (name, at) not in self._warned:
+            self._warned.add((name, at))
+            _log.warning("%s: ignoring a %s line at byte %d; its shard will be redone", name, what, at)
+
+
+def status_runs(status: npt.NDArray[np.uint8]) -> tuple[tuple[int, int], ...]:
+    """(code, length) runs of a status array."""
+    edges = np.flatnonzero(np.diff(status)) + 1
+    starts = [0, *edges.tolist()]
+    ends = [*edges.tolist(), len(status)]
+    return tuple((int(status[a]), b - a) for a, b in zip(starts, ends, strict=True))
+
+
+def entry_to_line(entry: Entry) -> str:
+    """The entry as one line of JSON that ends with a checksum of itself."""
+    record: dict[str, Any] = {"shard": entry.shard, "revision": entry.revision}
+    if entry.void:
+        record["void"] = True
+    else:
+        statuses = entry.statuses()
+        counts = {code.name.lower(): int(np.sum(statuses == code)) for code in RowStatus}
+        record |= {
+            "rows": len(statuses),
+            "keys": entry.keys,
+            "arrays": {name: stored._asdict() for name, stored in entry.arrays},
+            "counts": counts,
+            "status": entry.status,
+            "failures": entry.failures,
+        }
+    return _dump({**record, "check": files.hash_bytes(_dump(record).encode())})
+
+
+def entry_from_line(line: bytes) -> Entry | None:
+    """The entry of a line, or None if the line is not one that `entry_to_line` wrote."""
+    try:
+        record = json.loads(line)
+        check = record.pop("check")
+        if check != files.hash_bytes(_dump(record).encode()):
+            return None
+        return Entry(
+            shard=record["shard"],
+            revision=record["revision"],
+            keys=record.get("keys", ""),
+            arrays=tuple((name, Stored(**stored)) for name, stored in record.get("arrays", {}).items()),
+            status=tuple((code, length) for code, length in record.get("status", [])),
+            failures=tuple(Failure(*failure) for failure in record.get("failures", [])),
+            void=record.get("void", False),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _dump(record: dict[str, Any]) -> str:
+    return json.dumps(record, separators=(",", ":"), ensure_ascii=True)
+
+
+def _listing(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except FileNotFoundError:
+        return []

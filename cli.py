@@ -1,0 +1,265 @@
+"""The command line: each command parses, calls one function, and its errors become exit codes.
+
+Torch and the stages are imported inside the commands, so that `uniego --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__, cli_data
+from .cli_data import JsonOption, SetOption
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Stopped, UniegoError, UsageError
+
+if TYPE_CHECKING:
+    from .pipeline.rundir import Run
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that is told in one message; None for one that deserves a traceback."""
+    if isinstance(error, UniegoError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    if isinstance(error, OSError):
+        return EXIT_FAILURE
+    pydantic = sys.modules.get("pydantic_core")
+    return EXIT_USAGE if pydantic is not None and isinstance(error, pydantic.ValidationError) else None
+
+
+class _Commands(TyperGroup):
+    """The group of commands; tells errors on standard error and exits with their code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _silence_stdout()
+            raise typer.Exit(EXIT_FAILURE) from None
+        except (Exception, KeyboardInterrupt) as error:
+            code = exit_code(error)
+            if code is None:
+                raise
+            _tell(error)
+            raise typer.Exit(code) from None
+
+
+def _tell(error: BaseException) -> None:
+    if os.environ.get("UNIEGO_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        typer.echo("interrupted; the same command continues", err=True)
+    elif isinstance(error, Stopped):
+        typer.echo(f"stopped: {error}", err=True)
+    else:
+        typer.echo(f"error: {error}", err=True)
+
+
+def _silence_stdout() -> None:
+    """Nobody reads any more: what is left to flush goes nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):
+        sys.stdout = None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Distil nine frozen ego-exo teachers into one encoder that needs the ego video alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="The configuration of a run.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(cli_data.app, name="data")
+
+RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
+TeacherOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."
+    ),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start this stage anew.")]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse missing files and teachers without features instead of going on."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"uniego {__version__}")
+        raise typer.Exit()
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
+]
+
+
+@app.callback()
+def _root(version: VersionOption = False) -> None:
+    """Distil nine frozen ego-exo teachers into one encoder that needs the ego video alone."""
+
+
+def _open(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | None = None) -> Run:
+    from .pipeline.rundir import Run
+
+    opened = Run.open(run, overrides or ())
+    for key in teachers or ():
+        if key not in opened.config.teachers:
+            pool = list(opened.config.teachers)
+            raise UsageError(
+                f"no teacher {key!r}{cli_data.did_you_mean(key, pool)}; the pool has {', '.join(pool)}"
+            )
+    return opened
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new run.")],
+    data: Annotated[Path, typer.Option("--data", metavar="TABLE", help="Clip table, CSV or Parquet.")],
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="egoexo_fitness, assembly101, egoexo4d or tiny.")
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."
+        ),
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Make a run from a clip table.
+
+    Writes DIR/run.yaml with every field documented."""
+    cli_data.make_run(directory, data, preset, root, overrides or ())
+
+
+@app.command("extract-teachers")
+def extract_teachers(
+    run: RunOption = Path(),
+    teacher: TeacherOption = None,
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Stage 1: features of the frozen teachers."""
+    opened = _open(run, overrides, teacher)
+    from .stages.extract_teachers import extract_teachers as stage
+
+    stage(opened, teacher, overwrite=overwrite, strict=strict)
+
+
+@app.command("train-proxies")
+def train_proxies(
+    run: RunOption = Path(),
+    teacher: TeacherOption = None,
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Stage 2: a proxy per teacher.
+
+    Trains each and stores its outputs on the train split."""
+    opened = _open(run, overrides, teacher)
+    from .stages.train_proxies import train_proxies as stage
+
+    stage(opened, teacher, overwrite=overwrite, strict=strict)
+
+
+@app.command()
+def distill(
+    run: RunOption = Path(),
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+    strict: StrictOption = False,
+) -> None:
+    """Stage 3: merge the proxies, train the student.
+
+    The student learns by Selective Proxy Distillation, from the merged proxies."""
+    opened = _open(run, overrides)
+    from .stages.distill import distill as stage
+
+    stage(opened, overwrite=overwrite, strict=strict)
+
+
+@app.command()
+def evaluate(
+    run: RunOption = Path(),
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="student, or a teacher's key for its proxy.")
+    ] = "student",
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Accuracy on the test split.
+
+    Top-1, top-5 and mean class accuracy."""
+    opened = _open(run, overrides)
+    from .stages.evaluate import evaluate as stage
+
+    stage(opened, model=model, overwrite=overwrite)
+
+
+@app.command()
+def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOption = None) -> None:
+    """What is done, running, stale or failed."""
+    opened = _open(run, overrides)
+    from .stages.status import print_status
+    from .stages.status import status as stage
+
+    report = stage(opened)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print_status(report)
+
+
+@app.command()
+def teachers(as_json: JsonOption = False) -> None:
+    """The nine teachers of the paper.
+
+    What they see, whose weights they are, and the licences of these."""
+    cli_data.list_teachers(as_json=as_json)
+
+
+@config_app.callback()
+def _config() -> None:
+    """Keeps `config` a group although it has one command."""
+
+
+@config_app.command("show")
+def config_show(run: RunOption = Path(), overrides: SetOption = None) -> None:
+    """Print the configuration in force."""
+    from .pipeline.configfile import dump_config
+
+    typer.echo(dump_config(_open(run, overrides).config), nl=False)
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m uniego`."""
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # odd file names, terminals without Unicode
+    try:
+        app(prog_name="uniego")
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _silence_stdout()

@@ -1,0 +1,179 @@
+"""Commands about data: making a run from a clip table, checking a table, listing the teachers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .errors import EXIT_FAILURE, UsageError
+
+if TYPE_CHECKING:
+    from .pipeline.clips import Clip, ClipTable
+    from .pipeline.config import DataConfig, RunConfig
+
+LISTED = 5
+"""Missing files that a message spells out."""
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as seed=1; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+app = typer.Typer(help="Clip tables.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of the names, or nothing."""
+    close = difflib.get_close_matches(name, list(names), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@app.callback()
+def _data() -> None:
+    """Keeps `data` a group although it has one command."""
+
+
+@app.command()
+def check(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Clip table, CSV or Parquet.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a clip table and list the files that do not exist (then the exit code is 1)."""
+    from .pipeline.clips import missing_files, read_clip_table
+
+    read = read_clip_table(table, root=root)
+    missing = missing_files(read)
+    if as_json:
+        typer.echo(json.dumps(_report(read, missing), indent=2, ensure_ascii=False))
+    else:
+        for line in _describe(read):
+            typer.echo(line)
+        for line in _describe_missing(missing, len(missing)):
+            typer.echo(line)
+    if missing:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def make_run(directory: Path, data: Path, name: str, root: Path | None, overrides: Sequence[str]) -> None:
+    """Carry out `uniego init`: read the table, tell what is missing, write run.yaml, say what comes next."""
+    if (directory / "run.yaml").exists():
+        raise UsageError(f"{directory / 'run.yaml'} exists: edit it, or choose another folder for a new run")
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--root {root}: no such folder")
+    from .pipeline.configfile import with_overrides
+    from .pipeline.presets import preset
+
+    start = preset(name)
+    located = start.data.model_copy(update=_location(directory, data, root))
+    config = with_overrides(start.model_copy(update={"data": located}), overrides)
+
+    from .pipeline.clips import missing_files
+    from .pipeline.rundir import Run
+
+    table, config, notes = _fit_classes(directory, config)
+    run = Run.create(directory, config)
+    for line in [*_describe(run.table()), *notes]:
+        typer.echo(line)
+    for line in _describe_missing(missing_files(table), LISTED):
+        typer.echo(f"warning: {line}" if not line.startswith(" ") else line, err=True)
+    where = "" if directory.resolve() == Path.cwd() else f" -r {directory}"
+    typer.echo(f"wrote {directory / 'run.yaml'}; next: uniego extract-teachers{where}")
+
+
+def _location(directory: Path, data: Path, root: Path | None) -> dict[str, str | None]:
+    """The table as run.yaml names it: from the run's folder when it lies inside, absolute otherwise."""
+    table, folder = data.absolute(), directory.absolute()
+    inside = table.is_relative_to(folder)
+    return {
+        "table": str(table.relative_to(folder) if inside else table),
+        "root": None if root is None else str(root.absolute()),
+    }
+
+
+def _fit_classes(directory: Path, config: RunConfig) -> tuple[ClipTable, RunConfig, list[str]]:
+    """The table, and the configuration with a number of classes that it fits."""
+    from .pipeline.clips import read_clip_table
+
+    data: DataConfig = config.data
+    root = None if data.root is None else directory / data.root
+    table = read_clip_table(directory / data.table, root=root)
+    wanted = data.num_classes
+    if wanted is not None and table.num_classes <= wanted:
+        few = table.num_classes < wanted
+        note = f"note: data.num_classes is {wanted}, the table has {table.num_classes} classes"
+        return table, config, [note] if few else []
+    fitted = data.model_copy(update={"num_classes": table.num_classes})
+    notes = []
+    if wanted is not None:
+        notes.append(
+            f"note: data.num_classes is {table.num_classes} as in the table, not the preset's {wanted}"
+        )
+    return table, config.model_copy(update={"data": fitted}), notes
+
+
+def _describe(table: ClipTable) -> list[str]:
+    splits = ", ".join(f"{name} {count}" for name, count in table.splits.items())
+    exo = sum(clip.exo_path is not None for clip in table.clips)
+    pose = sum(clip.pose_path is not None for clip in table.clips)
+    lines = [
+        f"{len(table.clips)} clips ({splits}), {table.num_classes} classes; "
+        f"{exo} with exo video, {pose} with poses"
+    ]
+    unseen = {clip.label for clip in table.split("test")} - {clip.label for clip in table.split("train")}
+    if not table.splits["train"]:
+        lines.append("note: the table has no train clips")
+    elif unseen:
+        names = [table.classes[label] for label in sorted(unseen)]
+        shown = ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+        lines.append(f"note: {len(names)} classes of the test split have no train clip: {shown}")
+    return lines
+
+
+def _describe_missing(missing: Sequence[tuple[Clip, str, Path]], most: int) -> list[str]:
+    if not missing:
+        return []
+    clips = len({clip.clip_id for clip, _, _ in missing})
+    lines = [f"{clips} clips name files that do not exist; extraction will leave them out:"]
+    lines.extend(f"  {clip.clip_id}: {column} {path}" for clip, column, path in missing[:most])
+    if len(missing) > most:
+        lines.append(f"  and {len(missing) - most} more; `uniego data check` lists all")
+    return lines
+
+
+def _report(table: ClipTable, missing: Sequence[tuple[Clip, str, Path]]) -> dict[str, object]:
+    return {
+        "table": str(table.path),
+        "clips": len(table.clips),
+        "splits": table.splits,
+        "num_classes": table.num_classes,
+        "classes": list(table.classes),
+        "missing": [
+            {"clip_id": clip.clip_id, "column": column, "path": str(path)} for clip, column, path in missing
+        ],
+    }
+
+
+def list_teachers(*, as_json: bool) -> None:
+    """Carry out `uniego teachers`."""
+    from .models.teachers import TEACHERS
+
+    if as_json:
+        typer.echo(json.dumps({key: asdict(facts) for key, facts in TEACHERS.items()}, indent=2))
+        return
+    for key, facts in TEACHERS.items():
+        weights = facts.hub or "your own checkpoint"
+        typer.echo(f"{key:<11} {facts.view}  {facts.network:<14} {facts.dim:>4}  {weights} ({facts.licence})")
+        typer.echo(f"            {facts.note}")

@@ -1,0 +1,216 @@
+"""The image networks of frame teachers, built through transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError, WeightsError
+from .config import TeacherConfig
+from .sources import WeightsSource
+from .weights import check_loaded, fetch, import_transformers, quiet, required_source, seeded, state_hash
+
+_VIT_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "patch_size",
+    "image_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+_DINO_FIELDS = (*_VIT_FIELDS, "mlp_ratio", "qkv_bias", "use_swiglu_ffn", "num_register_tokens")
+_DEPTH_FIELDS = (*_DINO_FIELDS, "apply_layernorm", "out_indices")
+_CLIP_FIELDS = (*_VIT_FIELDS, "intermediate_size")
+
+# transformers 5 renamed modules in memory; weights are hashed under the names of their files, which stay.
+_FILE_NAMES = (
+    (re.compile(r"^(vision_model|backbone)\."), ""),
+    (re.compile(r"(?<=encoder\.layer\.)(\d+)\.attention\.q_proj\."), r"\1.attention.attention.query."),
+    (re.compile(r"(?<=encoder\.layer\.)(\d+)\.attention\.k_proj\."), r"\1.attention.attention.key."),
+    (re.compile(r"(?<=encoder\.layer\.)(\d+)\.attention\.v_proj\."), r"\1.attention.attention.value."),
+    (re.compile(r"(?<=encoder\.layer\.)(\d+)\.attention\.o_proj\."), r"\1.attention.output.dense."),
+)
+
+
+@dataclass(frozen=True)
+class ImageNetwork:
+    """A loaded image network: `module` in float32, `architecture` JSON-able, `dim` the width of its feature.
+
+    `commit` is the hub's commit of the weights, where they came from there.
+    """
+
+    module: nn.Module
+    architecture: dict[str, Any]
+    weights_hash: str
+    dim: int
+    patch: int
+    trained_size: int
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one network is made: transformers' class names by `model_type`, and what of it is used."""
+
+    config: str
+    models: dict[str, str]
+    random_model: str
+    fields: tuple[str, ...]
+    dim: str
+    part: str | None = None  # the submodule that gives the feature; the rest is dropped after loading
+    random: tuple[tuple[str, Any], ...] = ()
+
+
+_KINDS: dict[str, _Kind] = {
+    "dinov2": _Kind(
+        "Dinov2Config",
+        {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"},
+        "Dinov2Model",
+        _DINO_FIELDS,
+        "hidden_size",
+    ),
+    "siglip": _Kind(
+        "SiglipVisionConfig",
+        {"siglip": "SiglipVisionModel", "siglip_vision_model": "SiglipVisionModel"},
+        "SiglipVisionModel",
+        (*_VIT_FIELDS, "intermediate_size"),
+        "hidden_size",
+    ),
+    "depth_anything": _Kind(
+        "Dinov2Config",
+        {"depth_anything": "DepthAnythingForDepthEstimation"},
+        "Dinov2Backbone",
+        _DEPTH_FIELDS,
+        "hidden_size",
+        part="backbone",
+        random=(("reshape_hidden_states", False), ("apply_layernorm", True)),
+    ),
+    "clip": _Kind(
+        "CLIPVisionConfig",
+        {"clip": "CLIPVisionModelWithProjection", "clip_vision_model": "CLIPVisionModelWithProjection"},
+        "CLIPVisionModelWithProjection",
+        (*_CLIP_FIELDS, "projection_dim"),
+        "projection_dim",
+    ),
+}
+
+
+def load_image_network(key: str, config: TeacherConfig) -> ImageNetwork:
+    """Build the network of a frame teacher and load its weights; global random state is left alone.
+
+    Raises `WeightsError` when the weights are not set, cannot be found, are of another kind of network, or do
+    not cover it; `ConfigError` for architecture fields that the network does not have.
+    """
+    source, kind = required_source(key, config), _KINDS[config.network]
+    library = import_transformers()
+    with quiet(library):
+        if source.kind == "random":
+            module, commit = _random(library, kind, config, source), None
+        else:
+            # Loading draws numbers for whatever the file lacks, before that is found out and refused.
+            module, commit = seeded(0, lambda: _pretrained(library, kind, key, config, source))
+    settings = module.config
+    return ImageNetwork(
+        module=module.eval(),
+        architecture=_architecture(settings, kind.fields),
+        weights_hash=state_hash({_file_name(name): value for name, value in module.state_dict().items()}),
+        dim=int(getattr(settings, kind.dim)),
+        patch=int(settings.patch_size),
+        trained_size=int(settings.image_size),
+        commit=commit,
+    )
+
+
+def _file_name(name: str) -> str:
+    for pattern, replacement in _FILE_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _architecture(settings: Any, fields: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(settings, name) for name in fields if hasattr(settings, name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _random(library: Any, kind: _Kind, config: TeacherConfig, source: WeightsSource) -> Any:
+    make = getattr(library, kind.config)
+    known = set(make().to_dict())
+    unknown = sorted(set(config.architecture) - known)
+    if unknown:
+        raise ConfigError(f"architecture: {config.network} has no {', '.join(unknown)}")
+    try:
+        settings = make(**{**config.architecture, **dict(kind.random)})
+        return seeded(source.seed, lambda: getattr(library, kind.random_model)(settings))
+    except Exception as error:  # sizes that do not fit together surface in many ways
+        raise ConfigError(f"architecture: {config.network} cannot be built like this: {error}") from error
+
+
+def _pretrained(
+    library: Any, kind: _Kind, key: str, config: TeacherConfig, source: WeightsSource
+) -> tuple[Any, str | None]:
+    settings = fetch(key, source, library.AutoConfig.from_pretrained)
+    name = kind.models.get(settings.model_type)
+    if name is None:
+        raise WeightsError(
+            f"teacher {key!r}: {source} is a {settings.model_type!r}; network {config.network} takes "
+            f"{', '.join(kind.models)}"
+        )
+    model = getattr(library, name)
+
+    def load(location: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+        loaded: tuple[Any, dict[str, Any]] = model.from_pretrained(
+            location,
+            config=_vision_part(settings),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported with names below, instead of a bare refusal
+            weights_only=True,
+            dtype=torch.float32,
+            **options,
+        )
+        return loaded
+
+    module, info = fetch(key, source, load)
+    check_loaded(key, source, info, _used(kind.part))
+    commit = getattr(settings, "_commit_hash", None)
+    return getattr(module, kind.part) if kind.part else module, commit
+
+
+def _used(part: str | None) -> Callable[[str], bool]:
+    def used(name: str) -> bool:
+        return not name.endswith("mask_token") and (part is None or name.startswith(part + "."))
+
+    return used
+
+
+def _vision_part(settings: Any) -> Any:
+    """The image half of a two-towered model's settings, with the width of the space both project to."""
+    vision = getattr(settings, "vision_config", None)
+    if vision is None:
+        return settings
+    if hasattr(settings, "projection_dim") and hasattr(vision, "projection_dim"):
+        vision.projection_dim = settings.projection_dim
+    return vision
+
+
+def image_feature(network: str, output: str, module: nn.Module, images: Tensor) -> Tensor:
+    """One feature row per image: [n, 3, h, w] normalised -> [n, dim].
+
+    DINOv2's and Depth Anything's tokens are those after the final norm: CLS, registers if any, then patches.
+    """
+    if network == "depth_anything":
+        tokens: Tensor = module(images).feature_maps[-1]  # [n, 1 + N, dim]
+        return tokens[:, 0] if output == "cls" else tokens[:, 1:].mean(dim=1)
+    if network == "clip":
+        return module(pixel_values=images, interpolate_pos_encoding=True).image_embeds  # type: ignore[no-any-return]
+    if network == "siglip":
+        return module(pixel_values=images, interpolate_pos_encoding=True).pooler_output  # type: ignore[no-any-return]
+    tokens = module(pixel_values=images).last_hidden_state  # [n, 1 + registers + N, dim]
+    first_patch = 1 + int(getattr(module.config, "num_register_tokens", 0) or 0)
+    return tokens[:, 0] if output == "cls" else tokens[:, first_patch:].mean(dim=1)

@@ -1,0 +1,313 @@
+"""The configuration of a run: one documented field each, checked at once, unknown names refused.
+
+`run.yaml` is written from these classes (see `configfile`): a field's docstring becomes its comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..models.teachers import TeacherConfig
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strictly typed, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Which clips."""
+
+    table: str = "clips.csv"
+    """Clip table (CSV or Parquet); absolute, or relative to the folder of run.yaml."""
+    root: str | None = None
+    """Folder that relative video and pose paths start from; null: the table's own folder."""
+    num_classes: Positive | None = None
+    """Number of classes; null: as many as the table names. Labels outside 0..num_classes-1 are refused."""
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the train split held out as `val`, drawn with the seed; only for a table without a `val` split."""
+
+
+class VideoConfig(Section):
+    """How videos are decoded."""
+
+    backend: Literal["pyav", "decord"] = "pyav"
+    """Decoder. Both pick the same frames; their pixels differ by a level or two, so it is part of the fingerprint."""
+
+
+class CacheConfig(Section):
+    """Where features lie."""
+
+    root: str = "cache"
+    """Folder of the feature store, relative to the run; several runs may share one."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Type of stored teacher features. Proxy outputs are always float32."""
+    rows_per_shard: Positive | None = None
+    """Clips per shard, the unit of work and of resuming; null: chosen from the number of clips, 8 to 256."""
+
+
+class ExtractConfig(Section):
+    """Stage 1: running the teachers."""
+
+    batch_clips: Positive = 8
+    """Clips per forward pass; does not change which features are stored."""
+    min_coverage: Fraction = 0.95
+    """Least share of clips with features, per teacher, among those whose row names the input; less exits with 3."""
+
+
+class StudentConfig(Section):
+    """The network of the student and of every proxy: TimeSformer with divided space-time attention."""
+
+    image_size: Positive = 224
+    """Side of the square input, pixels."""
+    patch_size: Positive = 16
+    """Side of a patch, pixels."""
+    num_frames: Positive = 8
+    """Frames per clip."""
+    width: Positive = 768
+    """Width of the tokens."""
+    depth: Positive = 12
+    """Number of blocks."""
+    heads: Positive = 12
+    """Attention heads; must divide the width."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Drop-path rate of the last block; grows linearly from 0 in the first."""
+    init: str | None = None
+    """ImageNet ViT weights that proxies start from: a .safetensors or .pth file, a save_pretrained folder, or
+    hub:<id>; null: random, which is for trying things out only."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> StudentConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"image_size ({self.image_size}) is smaller than patch_size ({self.patch_size})")
+        return self
+
+
+class SamplingConfig(Section):
+    """Which frames of a clip the student and the proxies see."""
+
+    policy: Literal["fit", "window"] = "fit"
+    """fit: picks spread evenly over min(clip, window); window: the released code's rule, for parity."""
+    rate: Positive = 32
+    """Spacing of picks in frames of a 30 fps video; the window lasts num_frames * rate / 30 seconds."""
+
+
+class AugmentConfig(Section):
+    """Training-time augmentation, the same for all frames of a clip; and normalisation."""
+
+    short_side: list[Positive] = Field(default=[256, 320], min_length=2, max_length=2)
+    """Short side before the random crop, drawn uniformly between these two, pixels."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    mean: float = 0.45
+    """Mean subtracted from RGB/255, every channel."""
+    std: Annotated[float, Field(gt=0.0)] = 0.225
+    """Standard deviation that divides it, every channel."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.short_side[0] > self.short_side[1]:
+            raise ValueError(f"short_side {self.short_side} must be [least, most]")
+        return self
+
+
+class OptimizerConfig(Section):
+    """Stochastic gradient descent on all parameters."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 0.005
+    """Base learning rate."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: NonNegative = 1e-4
+    """Weight decay, on every parameter."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate as a function of the fractional epoch."""
+
+    kind: Literal["steps", "cosine"] = "steps"
+    """steps: `factors[i]` times the base rate from epoch `steps[i]` on; cosine: down to `end_lr` over all epochs."""
+    steps: list[NonNegative] = Field(default=[0.0, 11.0, 14.0], min_length=1)
+    """Epochs at which a factor begins to hold, boundary included; the first is 0."""
+    factors: list[NonNegative] = Field(default=[1.0, 0.1, 0.01], min_length=1)
+    """Factor of the base rate per step."""
+    end_lr: NonNegative = 0.0
+    """Last rate of the cosine."""
+    warmup_epochs: NonNegative = 0.0
+    """Epochs of linear warm-up to the schedule's value at their end."""
+    warmup_lr: NonNegative = 0.0
+    """Rate at the start of the warm-up."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScheduleConfig:
+        if len(self.steps) != len(self.factors):
+            raise ValueError(f"steps has {len(self.steps)} entries, factors {len(self.factors)}")
+        if self.steps[0] != 0 or any(a >= b for a, b in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError(f"steps {self.steps} must start at 0 and increase")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When training saves what it needs to continue."""
+
+    every_seconds: Annotated[float, Field(gt=0.0)] = 600.0
+    """Longest time between checkpoints, seconds; one is also written at the end of every epoch and on a stop."""
+    every_steps: Positive | None = None
+    """Optimiser steps between checkpoints; null: by time alone."""
+
+
+class TrainConfig(Section):
+    """A training run."""
+
+    epochs: Positive = 15
+    """Passes over the train split."""
+    global_batch: Positive = 64
+    """Clips per optimiser step."""
+    micro_batch: Positive = 8
+    """Clips per forward pass; gradients accumulate to the global batch. An incomplete last step is dropped."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> TrainConfig:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"micro_batch ({self.micro_batch}) must divide global_batch ({self.global_batch}): "
+                "gradients accumulate over whole micro-batches"
+            )
+        return self
+
+
+class ProxiesConfig(Section):
+    """Stage 2: one proxy per teacher."""
+
+    feature_distance: Literal["cosine", "mse"] = "cosine"
+    """Distance between the projected token and the teacher's feature."""
+    feature_weight: NonNegative = 1.0
+    """Weight of that distance beside the cross-entropy."""
+    train: TrainConfig = TrainConfig()
+
+
+class MergeConfig(Section):
+    """Stage 3, first part: the learned convex combination of the proxies."""
+
+    level: Literal["model", "layer", "parameter", "average"] = "model"
+    """One weight per proxy (the paper's), per proxy and layer, per proxy and parameter tensor, or fixed 1/R."""
+    epochs: Positive = 2
+    """Passes over the train split."""
+    lr: Annotated[float, Field(gt=0.0)] = 0.01
+    """Adam's learning rate."""
+
+
+class SPDOptions(Section):
+    """Selective Proxy Distillation: a clip learns only from the proxies that are right and sure about it."""
+
+    top_k: Positive = 1
+    """Most proxies that teach one clip (K); per view when grouped by view."""
+    threshold: float = 4.0
+    """Greatest cross-entropy of a proxy that may teach (tau)."""
+    require_correct: bool = True
+    """Whether a proxy must predict the clip's label to teach it."""
+    select: Literal["confident", "random"] = "confident"
+    """confident: smallest cross-entropy first; random: K draws with replacement, each kept only if valid."""
+    feature_weight: NonNegative = 5.0
+    """Weight of the token distance (w_f); 0 switches the branch off."""
+    logit_weight: NonNegative = 1.0
+    """Weight of the KL divergence between predictions (w_l); 0 switches the branch off."""
+    feature_distance: Literal["cosine", "mse"] = "cosine"
+    """Distance between the student's projected token and a proxy's token."""
+    normalise_over: Literal["global_batch", "micro_batch"] = "global_batch"
+    """Which clips with a selection divide the sums. With accumulation the count of the global batch is not known
+    in time, so the micro-batch's is used there."""
+
+
+class SPDConfig(SPDOptions):
+    """What the loss itself needs: the options, and the proxies' views when the choice is made per view."""
+
+    group_by_view: Sequence[Literal["ego", "exo"]] | None = None
+    """Views of the proxies when the top K are taken separately from exo and ego ones; null: all together."""
+
+
+class DistillConfig(SPDOptions):
+    """Stage 3, second part: training the student by Selective Proxy Distillation."""
+
+    by_view: bool = False
+    """Take K proxies from the exo ones and K from the ego ones instead of K from all."""
+    train: TrainConfig = TrainConfig()
+
+    def spd(self, views: Sequence[Literal["ego", "exo"]]) -> SPDConfig:
+        """The loss's configuration for proxies that read these views, in the order of the bank."""
+        options = {name: getattr(self, name) for name in SPDOptions.model_fields}
+        return SPDConfig(**options, group_by_view=list(views) if self.by_view else None)
+
+
+class EvaluateConfig(Section):
+    """The protocol of evaluation and of `uniego.load(...).encode`."""
+
+    views: Positive = 1
+    """Temporal views per clip; raw logits are summed over views and crops."""
+    crops: Literal[1, 3] = 3
+    """Spatial crops per view: 3 = left/centre/right at short side image_size; 1 = centre."""
+    single_short_side: Positive = 256
+    """Short side before the centre crop, pixels: for crops = 1 and for the export of proxy outputs."""
+
+
+class ComputeConfig(Section):
+    """Where and how things are computed."""
+
+    device: str = "auto"
+    """auto: a GPU when there is one; or cpu, cuda, cuda:1."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of training: fp32, or mixed precision (bf16; fp16 with loss scaling, GPUs only)."""
+    threads: Positive | None = None
+    """Threads of the arithmetic on a CPU; null: all cores. Results repeat bit for bit at a fixed number."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode videos for training; 0: in the main process. Does not change results."""
+
+
+class RunConfig(Section):
+    """Everything a run needs."""
+
+    schema_version: Literal[1] = 1
+    """Version of this file's layout."""
+    preset: str = "tiny"
+    """The preset this file began as; a note, nothing is read from it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random draw is a function of (seed, epoch, clip)."""
+    data: DataConfig = DataConfig()
+    video: VideoConfig = VideoConfig()
+    cache: CacheConfig = CacheConfig()
+    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+    """The pool: every entry is a frozen teacher, and gets a proxy."""
+    extract: ExtractConfig = ExtractConfig()
+    student: StudentConfig = StudentConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    proxies: ProxiesConfig = ProxiesConfig()
+    merge: MergeConfig = MergeConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> RunConfig:
+        least = min(self.augment.short_side[0], self.evaluate.single_short_side)
+        if least < self.student.image_size:
+            raise ValueError(
+                f"short sides (augment.short_side {self.augment.short_side}, evaluate.single_short_side "
+                f"{self.evaluate.single_short_side}) must be at least student.image_size ({self.student.image_size})"
+            )
+        return self

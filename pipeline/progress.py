@@ -1,0 +1,90 @@
+"""What long work says: a live bar on a terminal, one plain line every few seconds elsewhere.
+
+Everything goes to standard error, so that standard output holds results only.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 10.0  # seconds between plain lines
+
+
+def console() -> Console:
+    """The console for messages; plain when standard error is not a terminal or NO_COLOR is set."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Print one message."""
+    console().print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Print one warning; work goes on."""
+    console().print(f"warning: {message}", markup=False, style="yellow")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class Meter:
+    """Progress of `total` units. `resumed` of them were done before and do not count for the rate."""
+
+    def __init__(self, title: str, total: int, *, unit: str = "clips", resumed: int = 0) -> None:
+        self.title, self.total, self.unit, self.resumed = title, total, unit, resumed
+        self.done = resumed
+        self._console = console()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._started = self._spoke = time.monotonic()
+
+    def __enter__(self) -> Meter:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """New units per second so far."""
+        return (self.done - self.resumed) / max(time.monotonic() - self._started, 1e-9)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more units are done; `note` is shown beside them."""
+        self.done += count
+        if self._bar is not None:
+            text = f"{self.rate:.1f} {self.unit}/s {note}".strip()
+            self._bar.update(self._task, completed=self.done, note=text)
+        elif time.monotonic() - self._spoke >= PLAIN_INTERVAL:
+            self._spoke = time.monotonic()
+            self._console.print(self._line(note), markup=False)
+
+    def _line(self, note: str) -> str:
+        rate = self.rate
+        left = duration((self.total - self.done) / rate) if rate > 0 else "?"
+        resumed = f" ({self.resumed} resumed)" if self.resumed else ""
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}{resumed}, {rate:.1f}/s, {left} left"
+        return f"{line}, {note}" if note else line

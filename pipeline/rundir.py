@@ -1,0 +1,233 @@
+"""The run directory: where everything lies, and the record of each piece of work.
+
+    RUN/run.yaml, classes.json
+    RUN/cache/                    the feature store (unless cache.root names another)
+    RUN/proxies/<teacher>/        stage 2
+    RUN/distill/merge/, student/  stage 3
+    RUN/evaluate/                 results
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import (
+    ConfigError,
+    FingerprintMismatch,
+    MissingInputError,
+    Stopped,
+    TableError,
+    UniegoError,
+    UsageError,
+    fingerprint_difference,
+)
+from . import files
+from .clips import ClipTable, hold_out, read_clip_table
+from .config import RunConfig
+from .configfile import load_config, write_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with a run.yaml, and the resolved configuration."""
+
+    root: Path
+    config: RunConfig
+
+    @classmethod
+    def create(cls, directory: Path, config: RunConfig) -> Run:
+        """Write run.yaml and the class map into `directory`; refuses a folder that is a run already."""
+        path = directory / "run.yaml"
+        if path.exists():
+            raise UsageError(f"{path} exists: this folder is a run already; choose another folder")
+        run = cls(directory, config)
+        run.table()  # a table that cannot be read makes no run
+        directory.mkdir(parents=True, exist_ok=True)
+        write_config(path, config)
+        run._store_classes(run.table())
+        return run
+
+    @classmethod
+    def open(cls, directory: Path, overrides: Sequence[str] = ()) -> Run:
+        """Read run.yaml, with `a.b=c` overrides. Raises `MissingInputError` where there is none."""
+        path = directory / "run.yaml"
+        if not path.exists():
+            raise MissingInputError(
+                f"no run.yaml in {directory.resolve()}: go to a run's folder or name it with --run, or make one "
+                "with `uniego init DIR --data TABLE --preset NAME`"
+            )
+        return cls(directory, load_config(path, overrides))
+
+    @property
+    def cache_root(self) -> Path:
+        """Folder of the feature store."""
+        return self.root / self.config.cache.root
+
+    @property
+    def student_folder(self) -> TaskFolder:
+        """The student's training (stage 3, second part)."""
+        return TaskFolder(self.root / "distill" / "student", "the student")
+
+    @property
+    def merge_folder(self) -> TaskFolder:
+        """The merge of the proxies (stage 3, first part)."""
+        return TaskFolder(self.root / "distill" / "merge", "the merge")
+
+    def proxy_folder(self, teacher: str) -> TaskFolder:
+        """The training of one teacher's proxy (stage 2)."""
+        return TaskFolder(self.root / "proxies" / teacher, f"proxy {teacher}")
+
+    def choose(self, teachers: Sequence[str] | None) -> list[str]:
+        """The named teachers in the pool's order, or all; an unknown name is a usage error."""
+        unknown = sorted(set(teachers or ()) - set(self.config.teachers))
+        if unknown:
+            raise ConfigError(f"unknown teacher {', '.join(unknown)}: this run has {', '.join(self.config.teachers)}")
+        return [key for key in self.config.teachers if not teachers or key in teachers]
+
+    def table(self) -> ClipTable:
+        """The clip table, with the hold-out taken from train when the configuration asks for one.
+
+        Raises `TableError` when the labels no longer mean what they meant when the run began.
+        """
+        return self._table
+
+    @cached_property
+    def _table(self) -> ClipTable:
+        data = self.config.data
+        table = read_clip_table(
+            self.root / data.table,
+            root=self.root / data.root if data.root is not None else None,
+            num_classes=data.num_classes,
+        )
+        stored = self._classes_path
+        if stored.exists():
+            classes = tuple(json.loads(stored.read_text(encoding="utf-8")))
+            if classes != table.classes:
+                raise TableError(
+                    f"{table.path} names other classes than this run was made with ({stored}): "
+                    f"{len(classes)} then, {len(table.classes)} now. Labels would change their meaning; "
+                    "start a new run with `uniego init`"
+                )
+        return hold_out(table, data.holdout, self.config.seed) if data.holdout > 0 else table
+
+    @property
+    def _classes_path(self) -> Path:
+        return self.root / "classes.json"
+
+    def _store_classes(self, table: ClipTable) -> None:
+        files.write_json(self._classes_path, list(table.classes))
+
+
+class TaskFolder:
+    """One resumable piece of work: a folder with `record.json` and a lock that its process holds.
+
+    The record says under which settings (fingerprint) the work was begun, whether it is done, and its results.
+    """
+
+    def __init__(self, path: Path, title: str) -> None:
+        self.path, self.title = path, title
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What is recorded: state ("started", "failed" or "done"), fingerprint, results or message."""
+        path = self.path / "record.json"
+        if not path.exists():
+            return None
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record
+
+    @property
+    def done(self) -> bool:
+        """Whether the work is finished."""
+        record = self.record
+        return record is not None and record["state"] == "done"
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Results of finished work."""
+        record = self.record
+        if record is None or record["state"] != "done":
+            raise MissingInputError(f"{self.title} is not finished: no results in {self.path}")
+        results: dict[str, Any] = record["results"]
+        return results
+
+    def running(self) -> bool:
+        """Whether a living process holds the lock."""
+        path = self.path / "lock"
+        if not path.exists():
+            return False
+        with path.open("rb") as handle:
+            return not _try_lock(handle)
+
+    @contextmanager
+    def work(self, fingerprint: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[bool]:
+        """Hold the folder for the work inside; yields False when it is done already under the same settings.
+
+        Raises `FingerprintMismatch` when it was begun under other settings (unless `overwrite`, which removes
+        all of it first), `UniegoError` when another process is at it.
+        """
+        wanted = json.loads(json.dumps(fingerprint))
+        record = self.record
+        if record is not None and not overwrite:
+            different = fingerprint_difference(record["fingerprint"], wanted)
+            if different:
+                advice = "Restore those settings, or start this part anew with --overwrite; nothing was changed."
+                raise FingerprintMismatch(f"{self.title} in {self.path}", different, advice)
+            if record["state"] == "done":
+                yield False
+                return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("ab") as handle:
+            if not _try_lock(handle):
+                raise UniegoError(f"another process is working on {self.title} ({self.path}); wait for it or stop it")
+            if overwrite:
+                self._clear()
+            self._write({"state": "started", "fingerprint": wanted})
+            try:
+                yield True
+            except (Stopped, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                self._write({"state": "failed", "fingerprint": wanted, "message": f"{error}"})
+                raise
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Record the work inside `work` as done. Call it last: everything the results name must be on disk."""
+        record = self.record
+        if record is None:
+            raise UniegoError(f"{self.title}: finished before it was begun")
+        self._write({"state": "done", "fingerprint": record["fingerprint"], "results": results})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self.record != record:
+            files.write_json(self.path / "record.json", record)
+
+    def _clear(self) -> None:
+        record = self.path / "record.json"
+        record.unlink(missing_ok=True)  # first: without a record, what is left is nobody's
+        for entry in self.path.iterdir():
+            if entry.name == "lock":
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _try_lock(handle: IO[bytes]) -> bool:
+    """Take the lock without waiting; True on file systems that have no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

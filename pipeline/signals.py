@@ -1,0 +1,55 @@
+"""The stop flag: SIGTERM, SIGUSR1 and SIGUSR2 ask a stage to save and end with exit code 75.
+
+The main process only sets a flag, which every loop polls between two units of work; child processes ignore
+the signals (a scheduler signals the whole process group) and end when the main process tells them to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from ..errors import EXIT_STOPPED, Stopped
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Context manager that turns stop signals into a flag. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopFlag:
+        for number in STOP_SIGNALS:
+            try:
+                self._previous[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not the main thread: whoever owns it decides about signals
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None:
+            os._exit(EXIT_STOPPED)
+        self.requested = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raise `Stopped` if a stop was asked for. Call it where everything finished so far is saved."""
+        if self.requested is not None:
+            raise Stopped(f"stopped on {self.requested}; run the same command again to continue")
+
+
+def ignore_in_child() -> None:
+    """Make this child process leave stop signals and Ctrl-C to its parent."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,248 @@
+"""Clips as tensors: which frames, which crop, and micro-batches of them in the order of training.
+
+Everything random comes from (seed, epoch, clip), so workers may decode in any order.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..pipeline import sampling
+from ..pipeline.augment import draw_train, test_clip, train_clip
+from ..pipeline.clips import Clip
+from ..pipeline.config import RunConfig
+from ..pipeline.randomness import clip_stream, order
+from ..pipeline.signals import ignore_in_child
+from ..pipeline.video import VideoError, open_video, segment
+
+
+class ClipFailure(NamedTuple):
+    """A clip that could not be decoded: it is reported and left out, never replaced."""
+
+    clip_id: str
+    reason: str
+    message: str
+
+
+class Sample(NamedTuple):
+    """One clip: its position in the list of clips, and its frames (float32, see `ClipReader`)."""
+
+    index: int
+    epoch: int
+    video: Tensor
+
+
+class Batch(NamedTuple):
+    """A micro-batch. The tensors hold the clips that could be decoded; their number may be smaller than asked.
+
+    indices int64 [b]: positions in the list of clips; videos float32 [b, …]; failures of the others.
+    """
+
+    indices: Tensor
+    videos: Tensor
+    failures: tuple[ClipFailure, ...]
+
+
+class Protocol(NamedTuple):
+    """How a clip is looked at without augmentation: temporal views, and 1 or 3 crops of each."""
+
+    views: int
+    crops: int
+
+
+SINGLE = Protocol(views=1, crops=1)
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads the ego view of a clip the way the student and the proxies see it. Picklable."""
+
+    num_frames: int
+    image_size: int
+    policy: str
+    rate: int
+    short_side: tuple[int, int]
+    flip: float
+    mean: float
+    std: float
+    single_short_side: int
+    backend: str
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> ClipReader:
+        """The reader of a run."""
+        low, high = config.augment.short_side
+        return cls(
+            num_frames=config.student.num_frames,
+            image_size=config.student.image_size,
+            policy=config.sampling.policy,
+            rate=config.sampling.rate,
+            short_side=(low, high),
+            flip=config.augment.flip,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            single_short_side=config.evaluate.single_short_side,
+            backend=config.video.backend,
+            seed=config.seed,
+        )
+
+    def train(self, clip: Clip, epoch: int) -> Tensor:
+        """One augmented view, float32 [3, T, S, S]. Raises `VideoError`."""
+        rng = clip_stream(self.seed, epoch, clip.clip_id, "augment")
+        start, phase = rng.random(2)
+        draw = draw_train(rng, self.flip)
+        frames = self._frames(clip, [(float(start), float(phase))])[0]
+        return train_clip(
+            frames, draw, short_side=self.short_side, size=self.image_size, mean=self.mean, std=self.std
+        )
+
+    def test(self, clip: Clip, protocol: Protocol = SINGLE) -> Tensor:
+        """All views and crops of the protocol, float32 [views * crops, 3, T, S, S]. Raises `VideoError`."""
+        positions = [(self._test_start(view, protocol.views), 0.5) for view in range(protocol.views)]
+        looks = [
+            test_clip(
+                frames,
+                crop=crop,
+                crops=protocol.crops,
+                size=self.image_size,
+                single_short_side=self.single_short_side,
+                mean=self.mean,
+                std=self.std,
+            )
+            for frames in self._frames(clip, positions)
+            for crop in range(protocol.crops)
+        ]
+        return torch.stack(looks)
+
+    def _test_start(self, view: int, views: int) -> float:
+        return sampling.test_fraction(view, views) if self.policy == "window" else (view + 0.5) / views
+
+    def _frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
+        """Frames uint8 [T, H, W, 3] for every (start, phase), fractions in [0, 1]; one decoding pass for all."""
+        with open_video(clip.ego_path, self.backend) as video:
+            info = video.info
+            first, end = segment(info, clip.start_s, clip.end_s)
+            picks = [self._picks(end - first, info.fps, info.has_duration, *p) + first for p in positions]
+            wanted, where = np.unique(np.concatenate(picks), return_inverse=True)
+            frames = video.frames(wanted.tolist())
+        rows = where.reshape(len(picks), self.num_frames)
+        return [frames[row] for row in rows]
+
+    def _picks(
+        self, count: int, fps: float, has_duration: bool, start: float, phase: float
+    ) -> npt.NDArray[np.int64]:
+        if self.policy == "window":
+            begin = sampling.window_start(count, fps, start, count=self.num_frames, rate=self.rate)
+            return sampling.window_indices(count, fps, begin, self.num_frames, self.rate, has_duration)
+        return sampling.fit_indices(
+            count, fps, count=self.num_frames, rate=self.rate, start=start, phase=phase
+        )
+
+
+class _Clips(Dataset[Sample | ClipFailure]):
+    """Clips by (epoch, position); epoch -1 stands for the un-augmented protocol."""
+
+    def __init__(self, reader: ClipReader, clips: Sequence[Clip], protocol: Protocol | None) -> None:
+        self.reader, self.clips, self.protocol = reader, clips, protocol
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ClipFailure:
+        epoch, index = key
+        clip = self.clips[index]
+        try:
+            if self.protocol is None:
+                return Sample(index, epoch, self.reader.train(clip, epoch))
+            return Sample(index, epoch, self.reader.test(clip, self.protocol))
+        except VideoError as error:
+            return ClipFailure(clip.clip_id, error.reason, str(error))
+
+
+def collate(items: Sequence[Sample | ClipFailure]) -> Batch:
+    """A micro-batch out of its clips."""
+    samples = [item for item in items if isinstance(item, Sample)]
+    failures = tuple(item for item in items if isinstance(item, ClipFailure))
+    videos = torch.stack([s.video for s in samples]) if samples else torch.empty(0)
+    return Batch(torch.tensor([s.index for s in samples], dtype=torch.int64), videos, failures)
+
+
+def training_order(
+    clips: Sequence[Clip],
+    *,
+    seed: int,
+    epochs: int,
+    global_batch: int,
+    micro_batch: int,
+    start: tuple[int, int] = (0, 0),
+) -> Iterator[list[tuple[int, int]]]:
+    """Micro-batches of (epoch, position) from optimiser step `start` = (epoch, step) on.
+
+    An epoch is the clips in the order of (seed, epoch), cut into whole global batches; the rest is dropped.
+    """
+    ids = [clip.clip_id for clip in clips]
+    steps = len(clips) // global_batch
+    first_epoch, first_step = start
+    for epoch in range(first_epoch, epochs):
+        positions = order(seed, epoch, ids)
+        begin = first_step * global_batch if epoch == first_epoch else 0
+        for at in range(begin, steps * global_batch, micro_batch):
+            yield [(epoch, int(index)) for index in positions[at : at + micro_batch]]
+
+
+def protocol_order(count: int, batch: int) -> Iterator[list[tuple[int, int]]]:
+    """All positions in the order of the table, `batch` at a time."""
+    for at in range(0, count, batch):
+        yield [(-1, index) for index in range(at, min(at + batch, count))]
+
+
+def load(
+    reader: ClipReader,
+    clips: Sequence[Clip],
+    batches: Iterable[list[tuple[int, int]]],
+    *,
+    protocol: Protocol | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Decode `batches` in their order. `protocol` None: training views; else un-augmented ones.
+
+    With workers, a few batches are decoded ahead in processes of their own, which ignore stop signals.
+    """
+    options: dict[str, Any] = {}
+    if workers:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        options = {"multiprocessing_context": context, "worker_init_fn": _start_worker, "prefetch_factor": 2}
+    loader: DataLoader[Sample | ClipFailure] = DataLoader(
+        _Clips(reader, clips, protocol),
+        batch_sampler=_Ordered(batches),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the loader's own draw for its workers must not touch the global stream
+        **options,
+    )
+    yield from loader
+
+
+class _Ordered:
+    """Batches as a sampler: the loader asks for an iterator once."""
+
+    def __init__(self, batches: Iterable[list[tuple[int, int]]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def _start_worker(worker: int) -> None:
+    ignore_in_child()
+    torch.set_num_threads(1)

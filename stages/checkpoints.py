@@ -1,0 +1,121 @@
+"""Checkpoints: a new folder, fsynced, renamed into place; the last two are kept.
+
+A checkpoint holds everything that training needs to continue: the task's tensors, the optimiser's state and the
+position (epoch, step). There is no random state in it: draws are functions of (seed, epoch, clip).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import IntegrityError
+from ..pipeline import files
+from ..pipeline.progress import warn
+
+KEEP = 2
+_TENSORS = ("task.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: tensors by name on the CPU, the optimiser's `state_dict`, and plain numbers."""
+
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    state: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> None:
+    """Write the checkpoint of optimiser step `step` and remove all but the last two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".step-*.partial"):  # of a process that was killed: the caller holds the folder's lock
+        shutil.rmtree(left)
+    partial = folder / f".step-{step:09d}.partial"
+    partial.mkdir()
+    moments, numbers = _split_optimizer(optimizer.state_dict())
+    for name, content in zip(_TENSORS, (tensors, moments), strict=True):
+        save_tensors(partial / name, content)
+    hashes = {name: files.hash_file(partial / name) for name in _TENSORS}
+    files.write_json(partial / "state.json", {"state": dict(state), "optimizer": numbers, "hashes": hashes})
+    files.sync_dir(partial)
+    final = folder / f"step-{step:09d}"
+    if final.exists():  # the same step saved twice, by a stop right after a regular save
+        shutil.rmtree(final)
+    partial.rename(final)
+    files.sync_dir(folder)
+    for old in _steps(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning. None: there is none.
+
+    Raises `IntegrityError` when there are checkpoints and every one of them is damaged.
+    """
+    steps = _steps(folder)
+    for path in reversed(steps):
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, SafetensorError, IntegrityError) as error:
+            warn(f"checkpoint {path} is damaged ({error}); trying the one before it")
+    if steps:
+        raise IntegrityError(f"every checkpoint in {folder} is damaged; start this part anew with --overwrite")
+    return None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file and fsync it."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.exists() else []
+
+
+def _load(path: Path) -> Checkpoint:
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    for name in _TENSORS:
+        if files.hash_file(path / name) != saved["hashes"][name]:
+            raise IntegrityError(f"{name} differs from what was written")
+    tensors, moments = (load_file(path / name) for name in _TENSORS)
+    return Checkpoint(tensors, _join_optimizer(moments, saved["optimizer"]), saved["state"])
+
+
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as tensors and JSON-able numbers."""
+    moments: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                moments[f"{index}.{name}"] = value
+            elif value is not None:
+                numbers.setdefault(str(index), {})[name] = value
+    return moments, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def _join_optimizer(moments: Mapping[str, Tensor], saved: Mapping[str, Any]) -> dict[str, Any]:
+    entries: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in saved["numbers"].items()}
+    for key, tensor in moments.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = tensor
+    return {"state": entries, "param_groups": saved["param_groups"]}

@@ -1,0 +1,120 @@
+"""A proxy's outputs over the train split, into the cache: token and logits, one view, centre crop, no flip."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus, fits
+from ..models import TimeSformer
+from ..pipeline import files
+from ..pipeline.clips import Clip
+from ..pipeline.progress import Meter
+from ..pipeline.rundir import Run
+from ..pipeline.signals import StopFlag
+from ..pipeline.video import backend_identity
+from .batches import SINGLE, Batch, ClipReader, load
+from .encoder import WEIGHTS
+from .loop import autocast
+from .targets import row_keys
+
+_REASON_NON_FINITE = "non_finite"
+
+
+def outputs_name(run: Run, teacher: str, model_folder: Path) -> str:
+    """Name of the store in the cache: by content, so that runs that share a cache keep their own."""
+    identity = files.hash_bytes(repr(sorted(_fingerprint(run, model_folder).items())).encode())
+    return f"proxy-{teacher}-{identity[:16]}"
+
+
+def _fingerprint(run: Run, model_folder: Path) -> dict[str, Any]:
+    return {
+        "weights": files.hash_file(model_folder / WEIGHTS),
+        "sampling": run.config.sampling.model_dump(),
+        "single_short_side": run.config.evaluate.single_short_side,
+        "normalisation": [run.config.augment.mean, run.config.augment.std],
+        "decoder": backend_identity(run.config.video.backend),
+        "precision": run.config.compute.precision,
+    }
+
+
+def export_outputs(
+    run: Run, teacher: str, index: ClipIndex, model: TimeSformer, model_folder: Path, flag: StopFlag
+) -> FeatureStore:
+    """Write tokens float32 [N, width] and logits float32 [N, C] of the train clips; continues by shards.
+
+    `model` must be in eval mode on the device of the run. Raises `Stopped` between two shards.
+    """
+    geometry = model.geometry
+    arrays = {
+        "tokens": ArraySpec((geometry["width"],), "float32", ("width",), "CLS token after the final norm"),
+        "logits": ArraySpec((geometry["num_classes"],), "float32", ("class",), "raw class scores"),
+    }
+    name = outputs_name(run, teacher, model_folder)
+    attributes = {"teacher": teacher, "made_by": "proxy", "view": "ego", "protocol": SINGLE._asdict()}
+    store = FeatureStore.create(run.cache_root / name, index, arrays, _fingerprint(run, model_folder), attributes)
+    clips = run.table().split("train")
+    by_row = dict(zip(index.rows(row_keys(clips)).tolist(), range(len(clips)), strict=True))
+    pending = store.pending(np.array(sorted(by_row), dtype=np.int64))
+    work = [[row for row in index.shard_rows(shard) if row in by_row] for shard in pending]
+    total = sum(len(rows) for rows in work)
+    with Meter(f"proxy {teacher}: outputs", len(clips), resumed=len(clips) - total) as meter:
+        _Export(run, model, clips, by_row).write(store, dict(zip(pending, work, strict=True)), meter, flag)
+    return store
+
+
+class _Export:
+    """One pass over the shards that are left; decoding runs ahead over shard borders."""
+
+    def __init__(self, run: Run, model: TimeSformer, clips: list[Clip], by_row: dict[int, int]) -> None:
+        self.run, self.model, self.clips, self.by_row = run, model, clips, by_row
+        self.device = model.cls_token.device
+
+    def write(self, store: FeatureStore, work: dict[int, list[int]], meter: Meter, flag: StopFlag) -> None:
+        size = 8
+        portions = [(shard, rows[at : at + size]) for shard, rows in work.items() for at in range(0, len(rows), size)]
+        order = [[(-1, self.by_row[row]) for row in rows] for _, rows in portions]
+        compute = self.run.config.compute
+        pin = self.device.type == "cuda"
+        reader = ClipReader.from_config(self.run.config)
+        stream = load(reader, self.clips, order, protocol=SINGLE, workers=compute.workers, pin_memory=pin)
+        done = zip((shard for shard, _ in portions), map(self._forward, stream), strict=True)
+        for shard, batches in groupby(done, key=lambda pair: pair[0]):
+            self._write_shard(store, shard, [result for _, result in batches])
+            meter.advance(len(work[shard]))
+            flag.check()
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch) -> tuple[Batch, dict[str, np.ndarray[Any, Any]]]:
+        if not len(batch.indices):
+            return batch, {}
+        with autocast(self.device, self.run.config.compute.precision):
+            out = self.model(batch.videos.to(self.device, non_blocking=True)[:, 0])
+        values = {"tokens": out.token, "logits": out.logits}
+        return batch, {name: value.float().cpu().numpy() for name, value in values.items()}
+
+    def _write_shard(self, store: FeatureStore, shard: int, results: list[tuple[Batch, dict[str, Any]]]) -> None:
+        rows = store.index.shard_rows(shard)
+        place = {self.clips[self.by_row[row]].clip_id: row - rows.start for row in rows if row in self.by_row}
+        status = np.full(len(rows), RowStatus.PENDING, dtype=np.uint8)
+        values = {name: np.full((len(rows), *spec.shape), np.nan, spec.dtype) for name, spec in store.arrays.items()}
+        failures = []
+        for batch, outputs in results:
+            for failure in batch.failures:
+                status[place[failure.clip_id]] = RowStatus.FAILED
+                failures.append(Failure(*failure))
+            for at, clip_id in enumerate(self.clips[i].clip_id for i in batch.indices.tolist()):
+                row = place[clip_id]
+                for name, output in outputs.items():
+                    values[name][row] = output[at]
+                finite = all(fits(output[at : at + 1], "float32")[0] for output in outputs.values())
+                status[row] = RowStatus.DONE if finite else RowStatus.FAILED
+                if not finite:
+                    failures.append(Failure(clip_id, _REASON_NON_FINITE, "the proxy's output is not finite"))
+        store.write_shard(shard, values, status, failures)
+
+

@@ -1,0 +1,79 @@
+"""What training a proxy and training the student have in common: the network, SGD, labels, drop-path, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models import TimeSformer, TimeSformerOutput, draw_drop_masks
+from ..pipeline.clips import Clip
+from ..pipeline.config import TrainConfig
+from ..pipeline.randomness import clip_stream
+from .batches import Batch
+from .loop import Task
+from .schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A network and the clips that it learns from."""
+
+    model: TimeSformer
+    clips: Sequence[Clip]
+    seed: int
+    device: torch.device
+    validate: Callable[[TimeSformer], dict[str, float]] | None = None
+
+
+class SupervisedTask(Task):
+    """SGD on all parameters of a TimeSformer, with drop-path masks that are functions of (seed, epoch, clip)."""
+
+    def __init__(self, title: str, config: TrainConfig, base: Supervised) -> None:
+        self.title, self._train, self.base = title, config, base
+        self.model = base.model.to(base.device).train()
+        self.labels = torch.tensor([clip.label for clip in base.clips], device=base.device)  # [N]
+        settings = config.optimizer
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov and settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+        )
+
+    def forward(self, batch: Batch, epoch: int) -> TimeSformerOutput:
+        """The network on a micro-batch, in training mode."""
+        rates = self.model.drop_rates
+        if not any(rates):
+            return self.model(batch.videos)  # type: ignore[no-any-return]
+        frames, height, width = batch.videos.shape[2:]
+        rows, columns = self.model.grid(height, width)
+        ids = [self.base.clips[i].clip_id for i in batch.indices.tolist()]
+        streams = [clip_stream(self.base.seed, epoch, clip_id, "drop_path") for clip_id in ids]
+        masks = draw_drop_masks(rates, rows * columns, frames, streams, self.base.device)
+        return self.model(batch.videos, drop_masks=masks)  # type: ignore[no-any-return]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's state."""
+        return dict(self.model.state_dict())
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back a network's state; every key must fit."""
+        self.model.load_state_dict(tensors)
+
+    def rate(self, epoch: float) -> float:
+        """The schedule's learning rate."""
+        return learning_rate(epoch, self._train.optimizer, self._train.schedule, epochs=self._train.epochs)
+
+    def validate(self) -> dict[str, float] | None:
+        """Metrics on the val split."""
+        if self.base.validate is None:
+            return None
+        self.model.eval()
+        try:
+            return self.base.validate(self.model)
+        finally:
+            self.model.train()

@@ -1,0 +1,128 @@
+"""What proxies and student learn from: cached features and outputs as contiguous tensors.
+
+The durable store is read in whole shards, once; training gathers rows of one resident tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..cache import ClipIndex, FeatureStore, RowKey
+from ..errors import MissingInputError, UniegoError, UsageError
+from ..pipeline.clips import Clip
+from ..pipeline.progress import warn
+from ..pipeline.rundir import Run
+
+
+class Targets(NamedTuple):
+    """One teacher's targets: float32 [N, D] and whether the clip has one, bool [N]. Absent rows hold zeros."""
+
+    values: Tensor
+    present: Tensor
+
+
+class Bank(NamedTuple):
+    """Outputs of R proxies for N clips: tokens float32 [N, R, D], logits float32 [N, R, C], present bool [N, R]."""
+
+    tokens: Tensor
+    logits: Tensor
+    present: Tensor
+
+
+def row_keys(clips: Sequence[Clip]) -> list[RowKey]:
+    """The clips as rows of the cache."""
+    return [RowKey(clip.clip_id, clip.identity) for clip in clips]
+
+
+def open_index(run: Run) -> ClipIndex:
+    """The cache's rows. Raises `MissingInputError` naming the command that makes them."""
+    try:
+        return ClipIndex.open(run.cache_root)
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"no feature cache in {run.cache_root}: run `uniego extract-teachers` first"
+        ) from error
+
+
+def teacher_path(run: Run, teacher: str) -> Path:
+    """Where a teacher's features lie."""
+    return run.cache_root / teacher
+
+
+def open_teacher(run: Run, index: ClipIndex, teacher: str) -> FeatureStore:
+    """A teacher's features. Raises `MissingInputError` naming the command that makes them."""
+    path = teacher_path(run, teacher)
+    if not path.exists():
+        raise MissingInputError(
+            f"no features of {teacher} in {run.cache_root}: run `uniego extract-teachers --teacher {teacher}` first"
+        )
+    return FeatureStore.open(path, index)
+
+
+def pool(run: Run, *, strict: bool) -> list[str]:
+    """Teachers that can teach: those with a feature for at least one train clip.
+
+    One without any is left out with a warning, or refused when `strict`. Refuses random features that the
+    configuration does not allow, and an empty pool.
+    """
+    index = open_index(run)
+    rows = index.rows(row_keys(run.table().split("train")))
+    keys, empty = [], []
+    for key, config in run.config.teachers.items():
+        store = open_teacher(run, index, key)
+        if store.attributes.get("random") and not config.allow_random:
+            raise UsageError(
+                f"the features of {key} come from a random network; give teachers.{key}.weights real weights and "
+                f"extract again, or set teachers.{key}.allow_random to true to try things out"
+            )
+        (keys if store.present(rows).any() else empty).append(key)
+    if empty:
+        message = f"no train clip has a feature of {', '.join(empty)} (see `uniego status`)"
+        if strict:
+            raise UniegoError(f"{message}; extract them, or take them out of `teachers` in run.yaml")
+        warn(f"{message}: left out of the pool")
+    if not keys:
+        raise UniegoError("no teacher has a single feature for the train split; see `uniego status`")
+    return keys
+
+
+def warn_of_random(run: Run, teachers: Sequence[str]) -> None:
+    """Say loudly which teachers are random networks."""
+    index = open_index(run)
+    random = [key for key in teachers if open_teacher(run, index, key).attributes.get("random")]
+    if random:
+        warn(f"RANDOM teachers, for trying things out only, they know nothing: {', '.join(random)}")
+
+
+def target_rows(rows: int, count: int) -> npt.NDArray[np.int64]:
+    """Which of a feature's rows make the target: floor(linspace(0, rows - 1, count)), int64 [count]."""
+    return np.linspace(0, rows - 1, count).astype(np.int64)
+
+
+def load_targets(store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> Targets:
+    """Features of the given rows averaged over `count` evenly picked time steps; [T, D] becomes [D]."""
+    values, present = store.load("features", rows)  # [N,T,D]
+    picks = target_rows(values.shape[1], count)
+    target = values[:, picks].astype(np.float32).mean(axis=1)
+    target[~present] = 0.0
+    return Targets(torch.from_numpy(target), torch.from_numpy(present))
+
+
+def load_bank(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
+    """Outputs of several proxies side by side. Absent ones hold zeros and are marked."""
+    columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "logits": []}
+    present = []
+    for store in stores:
+        for name, column in columns.items():
+            values, there = store.load(name, rows)
+            column.append(np.where(there[:, None], values, 0).astype(np.float32))
+        present.append(there)
+    tokens, logits = (torch.from_numpy(np.stack(columns[name], axis=1)) for name in ("tokens", "logits"))
+    return Bank(tokens, logits, torch.from_numpy(np.stack(present, axis=1)))

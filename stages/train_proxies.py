@@ -1,0 +1,79 @@
+"""Stage 2: one proxy per teacher, an ego-video network that learns the teacher's features and the labels.
+
+The stage ends with the proxy's outputs over the train split (token and logits, one view, centre crop) in the
+cache: stage 3 reads those and never runs a proxy again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..cache import FeatureStore
+from ..pipeline.progress import say
+from ..pipeline.rundir import Run
+from ..pipeline.signals import StopFlag
+from .compute import prepare, resolve_device
+from .encoder import read_model
+from .export import export_outputs
+from .fingerprints import training_fingerprint
+from .proxy_task import ProxyTask, feature_loss
+from .supervised import Supervised
+from .targets import load_targets, open_index, open_teacher, pool, row_keys, warn_of_random
+from .training import initial_model, make_batches, make_plan, make_validator, remove_scaffold, train_to_folder, trained
+
+__all__ = ["feature_loss", "train_proxies"]
+
+
+def train_proxies(
+    run: Run, teachers: Sequence[str] | None = None, *, overwrite: bool = False, strict: bool = False
+) -> None:
+    """Train the proxies of the named teachers (None: all that have features) and export their outputs.
+
+    Continues where it stopped; a finished proxy is left as it is. Raises `MissingInputError` without features,
+    `FingerprintMismatch` for a proxy begun under other settings, `Stopped` after saving when asked to stop.
+    """
+    chosen = run.choose(teachers)
+    prepare(run.config.compute)
+    able = pool(run, strict=strict)
+    warn_of_random(run, able)
+    with StopFlag() as flag:
+        for key in able:
+            if key in chosen:
+                _train_one(run, key, flag, overwrite)
+    left = [key for key in able if not run.proxy_folder(key).done]
+    say(f"next: uniego train-proxies (left: {', '.join(left)})" if left else "next: uniego distill")
+
+
+def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
+    folder = run.proxy_folder(key)
+    index = open_index(run)
+    store = open_teacher(run, index, key)
+    with folder.work(proxy_fingerprint(run, key, store), overwrite=overwrite) as needed:
+        if not needed:
+            say(f"proxy {key}: finished before, nothing to do")
+            return
+        if not trained(folder.path):
+            _train(run, key, store, flag)
+        remove_scaffold(folder.path)
+        model, _ = read_model(folder.path / "model")
+        device = resolve_device(run.config.compute)
+        outputs = export_outputs(run, key, index, model.to(device), folder.path / "model", flag)
+        folder.finish({"outputs": outputs.path.name})
+    say(f"proxy {key}: done")
+
+
+def proxy_fingerprint(run: Run, key: str, store: FeatureStore) -> dict[str, object]:
+    """What the proxy of a teacher depends on."""
+    return training_fingerprint(run, run.config.proxies, {"teacher": key, "features": store.fingerprint})
+
+
+def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:
+    config, clips = run.config, run.table().split("train")
+    targets = load_targets(store, store.index.rows(row_keys(clips)), config.student.num_frames)
+    say(f"proxy {key}: {int(targets.present.sum())} of {len(clips)} train clips have a target")
+    model = initial_model(run, {key: targets.values.shape[1]})
+    base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))
+    task = ProxyTask(f"proxy {key}", key, config.proxies, base, targets)
+    plan = make_plan(run, config.proxies.train, clips)
+    stream = make_batches(run, config.proxies.train, clips)
+    train_to_folder(run, run.proxy_folder(key).path, task, model, plan, stream, flag)

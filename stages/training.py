@@ -1,0 +1,139 @@
+"""What stages 2 and 3 set up around the loop: batches from the run's clips, plan, validation, the trained model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..models import TimeSformer, load_image_weights, read_image_weights
+from ..pipeline.clips import Clip
+from ..pipeline.config import TrainConfig
+from ..pipeline.progress import say, warn
+from ..pipeline.rundir import Run
+from ..pipeline.signals import StopFlag
+from . import batches
+from .batches import Batch, ClipReader, Protocol
+from .compute import resolve_device
+from .encoder import CONFIG, write_model
+from .loop import Batches, Loop, Plan, Task
+from .recognition import recognise
+
+
+def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
+    """Steps and portions of a training over `clips`."""
+    return Plan(
+        epochs=config.epochs,
+        steps_per_epoch=len(clips) // config.global_batch,
+        accumulate=config.global_batch // config.micro_batch,
+        checkpoint=config.checkpoint,
+        device=resolve_device(run.config.compute),
+        precision=run.config.compute.precision,
+    )
+
+
+def make_batches(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Batches:
+    """Augmented micro-batches of `clips` from any step on."""
+    reader, compute = ClipReader.from_config(run.config), run.config.compute
+    pin = resolve_device(compute).type == "cuda"
+
+    def stream(epoch: int, step: int) -> Iterator[Batch]:
+        order = batches.training_order(
+            clips,
+            seed=run.config.seed,
+            epochs=config.epochs,
+            global_batch=config.global_batch,
+            micro_batch=config.micro_batch,
+            start=(epoch, step),
+        )
+        return batches.load(reader, clips, order, workers=compute.workers, pin_memory=pin)
+
+    return stream
+
+
+def evaluation_protocol(run: Run) -> Protocol:
+    """Views and crops of the evaluation."""
+    return Protocol(run.config.evaluate.views, run.config.evaluate.crops)
+
+
+def make_validator(run: Run, flag: StopFlag) -> Callable[[TimeSformer], dict[str, float]] | None:
+    """Top-1 on the val split, one view, centre crop; None when the table has no such split."""
+    clips = run.table().split("val")
+    if not clips:
+        return None
+
+    def validate(model: TimeSformer) -> dict[str, float]:
+        metrics = recognise(run, model, clips, batches.SINGLE, flag, title="validation").metrics()
+        return {"score": metrics["top1"] or 0.0, **metrics}
+
+    return validate
+
+
+def initial_model(run: Run, projections: Mapping[str, int]) -> TimeSformer:
+    """A network of the student's shape: from image weights when the run names some, else random from the seed."""
+    student = run.config.student
+    model = TimeSformer(
+        image_size=student.image_size,
+        patch_size=student.patch_size,
+        num_frames=student.num_frames,
+        width=student.width,
+        depth=student.depth,
+        heads=student.heads,
+        num_classes=run.table().num_classes,
+        projections=projections,
+        drop_path=student.drop_path,
+        seed=run.config.seed,
+    )
+    if student.init is None:
+        warn("student.init is null: proxies start from random weights, which is for trying things out only")
+        return model
+    report = load_image_weights(model, read_image_weights(_image_weights_path(run, student.init)))
+    say(f"initialised from {student.init}: {len(report.loaded)} tensors taken, {len(report.unchanged)} left as they are")
+    return model
+
+
+def _image_weights_path(run: Run, init: str) -> Path:
+    """A file or folder; one named hub:<id> is fetched into the hub's own cache."""
+    if not init.startswith("hub:"):
+        return run.root / init
+    from huggingface_hub import snapshot_download
+
+    name = init.removeprefix("hub:")
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
+    except Exception as error:  # whatever the network or the hub says, the way out is the same
+        raise WeightsError(
+            f"student.init {init} cannot be fetched here ({type(error).__name__}: {error}); download {name} on a "
+            "machine that can, and set student.init to that folder"
+        ) from error
+
+
+def trained(folder: Path) -> bool:
+    """Whether `train_to_folder` has finished there."""
+    return (folder / "model" / CONFIG).exists()
+
+
+def train_to_folder(run: Run, folder: Path, task: Task, model: TimeSformer, plan: Plan, stream: Batches, flag: StopFlag) -> None:
+    """Run the loop and write the last epoch's network to `folder`/model, the best on val to `folder`/best."""
+    position = Loop(task, plan, folder, flag).run(stream)
+    best = folder / "best.safetensors"
+    if position.best_epoch is not None:
+        write_trained(run, folder / "best", model, load_file(best))
+        say(f"best on val: epoch {position.best_epoch}, top-1 {position.best_score:.1f}; the model is the last epoch's")
+    write_trained(run, folder / "model", model, task.tensors())
+
+
+def remove_scaffold(folder: Path) -> None:
+    """Remove what finished training no longer needs."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def write_trained(run: Run, folder: Path, model: TimeSformer, tensors: Mapping[str, Tensor]) -> None:
+    """A trained network as a folder that `uniego.load` opens."""
+    reader = ClipReader.from_config(run.config)
+    write_model(folder, model, tensors, reader, evaluation_protocol(run), run.table().classes)
