@@ -1,7 +1,7 @@
 """uniego: nine frozen ego-exo teachers, one encoder that needs the ego video alone.
 
-    import uniego
-    embedding = uniego.load("my-run").encode("clip.mp4")  # float32 [width]
+import uniego
+embedding = uniego.load("my-run").encode("clip.mp4")  # float32 [width]
 """
 
 from __future__ import annotations

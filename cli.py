@@ -88,9 +88,7 @@ app.add_typer(cli_data.app, name="data")
 RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
 TeacherOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."
-    ),
+    typer.Option("--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start this stage anew.")]
 StrictOption = Annotated[
@@ -123,9 +121,7 @@ def _open(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | 
     for key in teachers or ():
         if key not in opened.config.teachers:
             pool = list(opened.config.teachers)
-            raise UsageError(
-                f"no teacher {key!r}{cli_data.did_you_mean(key, pool)}; the pool has {', '.join(pool)}"
-            )
+            raise UsageError(f"no teacher {key!r}{cli_data.did_you_mean(key, pool)}; the pool has {', '.join(pool)}")
     return opened
 
 
@@ -138,9 +134,7 @@ def init(
     ],
     root: Annotated[
         Path | None,
-        typer.Option(
-            "--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."
-        ),
+        typer.Option("--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."),
     ] = None,
     overrides: SetOption = None,
 ) -> None:

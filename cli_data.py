@@ -45,9 +45,7 @@ def check(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="Clip table, CSV or Parquet.")],
     root: Annotated[
         Path | None,
-        typer.Option(
-            "--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."
-        ),
+        typer.Option("--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +59,7 @@ def check(
     else:
         for line in _describe(read):
             typer.echo(line)
-        for line in _describe_missing(missing, len(missing)):
+        for line in _describe_missing(read, missing, len(missing)):
             typer.echo(line)
     if missing:
         raise typer.Exit(EXIT_FAILURE)
@@ -87,7 +85,7 @@ def make_run(directory: Path, data: Path, name: str, root: Path | None, override
     run = Run.create(directory, config)
     for line in [*_describe(run.table()), *notes]:
         typer.echo(line)
-    for line in _describe_missing(missing_files(table), LISTED):
+    for line in _describe_missing(table, missing_files(table), LISTED):
         typer.echo(f"warning: {line}" if not line.startswith(" ") else line, err=True)
     where = "" if directory.resolve() == Path.cwd() else f" -r {directory}"
     typer.echo(f"wrote {directory / 'run.yaml'}; next: uniego extract-teachers{where}")
@@ -118,9 +116,7 @@ def _fit_classes(directory: Path, config: RunConfig) -> tuple[ClipTable, RunConf
     fitted = data.model_copy(update={"num_classes": table.num_classes})
     notes = []
     if wanted is not None:
-        notes.append(
-            f"note: data.num_classes is {table.num_classes} as in the table, not the preset's {wanted}"
-        )
+        notes.append(f"note: data.num_classes is {table.num_classes} as in the table, not the preset's {wanted}")
     return table, config.model_copy(update={"data": fitted}), notes
 
 
@@ -129,8 +125,7 @@ def _describe(table: ClipTable) -> list[str]:
     exo = sum(clip.exo_path is not None for clip in table.clips)
     pose = sum(clip.pose_path is not None for clip in table.clips)
     lines = [
-        f"{len(table.clips)} clips ({splits}), {table.num_classes} classes; "
-        f"{exo} with exo video, {pose} with poses"
+        f"clips: {len(table.clips)} ({splits}); classes: {table.num_classes}; with exo video: {exo}; with poses: {pose}"
     ]
     unseen = {clip.label for clip in table.split("test")} - {clip.label for clip in table.split("train")}
     if not table.splits["train"]:
@@ -142,11 +137,11 @@ def _describe(table: ClipTable) -> list[str]:
     return lines
 
 
-def _describe_missing(missing: Sequence[tuple[Clip, str, Path]], most: int) -> list[str]:
+def _describe_missing(table: ClipTable, missing: Sequence[tuple[Clip, str, Path]], most: int) -> list[str]:
     if not missing:
         return []
     clips = len({clip.clip_id for clip, _, _ in missing})
-    lines = [f"{clips} clips name files that do not exist; extraction will leave them out:"]
+    lines = [f"{clips} of {len(table.clips)} clips name files that do not exist; extraction leaves these out:"]
     lines.extend(f"  {clip.clip_id}: {column} {path}" for clip, column, path in missing[:most])
     if len(missing) > most:
         lines.append(f"  and {len(missing) - most} more; `uniego data check` lists all")
@@ -160,9 +155,7 @@ def _report(table: ClipTable, missing: Sequence[tuple[Clip, str, Path]]) -> dict
         "splits": table.splits,
         "num_classes": table.num_classes,
         "classes": list(table.classes),
-        "missing": [
-            {"clip_id": clip.clip_id, "column": column, "path": str(path)} for clip, column, path in missing
-        ],
+        "missing": [{"clip_id": clip.clip_id, "column": column, "path": str(path)} for clip, column, path in missing],
     }
 
 

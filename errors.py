@@ -78,9 +78,7 @@ class Stopped(UniegoError):
     exit_code = EXIT_STOPPED
 
 
-def fingerprint_difference(
-    stored: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def fingerprint_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields in which two fingerprints differ, nested mappings as dotted names: {field: (stored, wanted)}."""
     different: dict[str, tuple[Any, Any]] = {}
     for name in sorted({*stored, *wanted}):

@@ -21,6 +21,7 @@ from ..errors import UsageError
 
 DTYPES = ("float16", "float32")
 STATUS = "status"
+_ROUNDS_TO_INFINITY = {"float16": 65520.0, "float32": 2.0**128 - 2.0**103}
 
 
 class ArraySpec(NamedTuple):
@@ -86,10 +87,17 @@ def group_metadata(attributes: Mapping[str, Any]) -> bytes:
 
 
 def fits(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.bool_]:
-    """bool [rows]: True where a row is finite and stays so as `dtype` (float16 holds up to 65504)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = np.isfinite(values.astype(dtype, copy=False))
-    result: npt.NDArray[np.bool_] = cast.reshape(len(values), -1).all(axis=1)
+    """bool [rows] for floating values [rows, ...]: True where a row is finite, and stays so as `dtype`.
+
+    float16 holds up to 65504; what rounds beyond (from 65520 on) would become infinite.
+    """
+    if values.dtype == np.float16:  # by its bits, since isfinite is slow for float16
+        fine = (values.view(np.uint16) & 0x7C00) != 0x7C00
+    elif values.dtype.itemsize <= np.dtype(dtype).itemsize:
+        fine = np.isfinite(values)
+    else:
+        fine = np.abs(values) < _ROUNDS_TO_INFINITY[dtype]
+    result: npt.NDArray[np.bool_] = fine.all(axis=tuple(range(1, values.ndim)))
     return result
 
 

@@ -59,9 +59,7 @@ class ClipIndex:
         self._shard_hashes: dict[int, str] = {}
 
     @classmethod
-    def plan(
-        cls, root: files.StrPath, keys: Iterable[RowKey], rows_per_shard: int | None = None
-    ) -> ClipIndex:
+    def plan(cls, root: files.StrPath, keys: Iterable[RowKey], rows_per_shard: int | None = None) -> ClipIndex:
         """Give every key a row and return the index; known keys keep theirs, and so do clips no longer named.
 
         `rows_per_shard` counts at creation only (default: a sixteenth of the clips, from 8 up to 256) and

@@ -51,9 +51,7 @@ class Manifest(NamedTuple):
         try:
             plain = [json.loads(json.dumps(dict(m), allow_nan=False)) for m in (fingerprint, attributes)]
         except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"store {name}: fingerprint or attributes are not plain JSON: {error}"
-            ) from error
+            raise UsageError(f"store {name}: fingerprint or attributes are not plain JSON: {error}") from error
         return cls(name, rows_per_shard, plain[0], plain[1], dict(arrays))
 
     @classmethod
@@ -74,9 +72,7 @@ class Manifest(NamedTuple):
 
     def write(self, store: Path) -> None:
         arrays = {name: spec._asdict() for name, spec in self.arrays.items()}
-        files.write_json(
-            store / MANIFEST, {**self._asdict(), "arrays": arrays, "schema_version": SCHEMA_VERSION}
-        )
+        files.write_json(store / MANIFEST, {**self._asdict(), "arrays": arrays, "schema_version": SCHEMA_VERSION})
 
     def check_same(self, wanted: Manifest, store: Path) -> Manifest:
         """Itself, or FingerprintMismatch if a store made by it cannot hold what `wanted` asks for."""
@@ -98,9 +94,7 @@ class Manifest(NamedTuple):
             path = folder / name / "zarr.json"
             if not path.exists() or _length(path) < index.num_rows:
                 explanation = _explain(name, spec)
-                files.write_bytes(
-                    path, array_metadata(spec, index.num_rows, self.rows_per_shard, explanation)
-                )
+                files.write_bytes(path, array_metadata(spec, index.num_rows, self.rows_per_shard, explanation))
 
     def _identity(self) -> dict[str, Any]:
         arrays = {name: f"{list(spec.shape)} {spec.dtype}" for name, spec in self.arrays.items()}

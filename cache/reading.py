@@ -65,7 +65,7 @@ def _runs(rows: npt.NDArray[np.int64], per_shard: int, shard_bytes: int) -> Iter
     longest = max(1, _BLOCK_BYTES // shard_bytes)
     shards = np.unique(rows // per_shard).tolist()
     first = None
-    for shard, following in zip(shards, [*shards[1:], None], strict=True):
+    for shard, following in zip(shards, [*shards[1:], -1], strict=False):
         first = shard if first is None else first
         if following != shard + 1 or shard - first + 1 >= longest:
             yield first, shard

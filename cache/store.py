@@ -121,15 +121,14 @@ class FeatureStore:
         left = asked[(self.status(asked) == RowStatus.PENDING) & (asked >= 0)]
         return [int(shard) for shard in np.unique(left // self.index.rows_per_shard)]
 
-    def write_shard(
-        self, shard: int, values: Values, status: npt.ArrayLike, failures: Sequence[Failure] = ()
-    ) -> None:
+    def write_shard(self, shard: int, values: Values, status: npt.ArrayLike, failures: Sequence[Failure] = ()) -> None:
         """Write all rows of `index.shard_rows(shard)` durably: chunk files first, then the ledger line.
 
-        `values[name]`: floating [rows, *shape], cast to the stored dtype; rows that are not DONE are stored as
-        NaN, whatever they hold. `status`: `RowStatus` [rows]. `failures`: one for each FAILED row. Rows given
-        as PENDING keep what an earlier write of the shard has for them. Raises ShardError, NonFiniteError (mark
-        such clips FAILED; see `fits`), or OSError; after an error or a kill the shard is still to be done.
+        `values[name]`: floating [rows, *shape], cast to the stored dtype; rows that are not DONE are stored
+        as NaN, whatever they hold. `status`: `RowStatus` [rows]. `failures`: one for each FAILED row. Rows
+        given as PENDING keep what an earlier write of the shard has for them. Raises ShardError,
+        NonFiniteError (mark such clips FAILED; see `fits`), or OSError; after an error or a kill the shard
+        is still to be done.
         """
         self._shards.ledger.refresh()
         keys, rows, where = (
@@ -160,9 +159,7 @@ class FeatureStore:
         PENDING are also unknown rows (-1), and all rows of a shard whose files are missing or cut.
         """
         self._shards.ledger.refresh()
-        return self._shards.statuses(
-            self._checked_rows(np.arange(self.index.num_rows) if rows is None else rows)
-        )
+        return self._shards.statuses(self._checked_rows(np.arange(self.index.num_rows) if rows is None else rows))
 
     def coverage(self, rows: npt.ArrayLike | None = None) -> dict[str, int]:
         """How many of the rows are done, failed, absent and pending, and their number ("clips").
@@ -217,9 +214,7 @@ class FeatureStore:
     def _refuse_other_clips(self) -> None:
         for shard in self._shards.ledger.shards():
             if shard < self.index.num_shards and self._shards.state(shard)[1] == OTHER_CLIPS:
-                raise IntegrityError(
-                    f"{self.path}: shard {shard} {OTHER_CLIPS}: restore the index it was made with"
-                )
+                raise IntegrityError(f"{self.path}: shard {shard} {OTHER_CLIPS}: restore the index it was made with")
 
     def _keep_earlier(
         self, shard: int, blocks: dict[str, npt.NDArray[Any]], codes: Statuses, reasons: dict[str, Failure]

@@ -96,9 +96,7 @@ def _read_csv(path: Path) -> Cells:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             records = list(csv.reader(stream, skipinitialspace=True, strict=True))
     except UnicodeDecodeError as error:
-        raise TableError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+        raise TableError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except csv.Error as error:
         raise TableError(f"{path}: not a readable CSV file: {error}") from None
     numbered = [(number, record) for number, record in enumerate(records, 1) if any(map(str.strip, record))]

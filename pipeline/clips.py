@@ -161,9 +161,7 @@ def hold_out(table: ClipTable, share: float, seed: int) -> ClipTable:
         return table
     counts = table.splits
     if counts["val"]:
-        raise TableError(
-            f"{table.path}: has a val split already ({counts['val']} clips); set data.holdout to 0"
-        )
+        raise TableError(f"{table.path}: has a val split already ({counts['val']} clips); set data.holdout to 0")
     if counts["train"] < 2:
         raise TableError(f"{table.path}: {counts['train']} train clip(s), too few to hold any out for val")
     draws = {clip.clip_id: _draw(seed, clip.clip_id) for clip in table.split("train")}

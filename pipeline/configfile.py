@@ -82,17 +82,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     names = dotted.strip().split(".")
     if not equals or not all(names):
-        raise ConfigError(
-            f"--set {override}: expected a field and a value, such as --set distill.train.epochs=3"
-        )
+        raise ConfigError(f"--set {override}: expected a field and a value, such as --set distill.train.epochs=3")
     value = yamltext.parse(text, f"--set {override}")
     section = raw
     for depth, name in enumerate(names[:-1], 1):
         if names[0] == "teachers" and depth == 2 and name not in section:
             known = ", ".join(section)
-            raise ConfigError(
-                f"--set {override}: no teacher {name!r}{_near(name, section)}; the pool has {known}"
-            )
+            raise ConfigError(f"--set {override}: no teacher {name!r}{_near(name, section)}; the pool has {known}")
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override}: {'.'.join(names[:depth])} has no fields of its own")
@@ -170,15 +166,11 @@ def _dump_teachers(teachers: Mapping[str, TeacherConfig], lines: list[str]) -> N
     lines.extend(_comment(_first_paragraph(TeacherConfig.__doc__), ""))
     for name, field in TeacherConfig.model_fields.items():
         text = " ".join((field.description or "").split())
-        lines.extend(
-            textwrap.wrap(f"{name}: {text}", _WIDTH, initial_indent="#   ", subsequent_indent="#     ")
-        )
+        lines.extend(textwrap.wrap(f"{name}: {text}", _WIDTH, initial_indent="#   ", subsequent_indent="#     "))
     lines.append("teachers:")
     for key, teacher in teachers.items():
         lines.append(f"  {yamltext.scalar(key)}:")
-        lines.extend(
-            f"    {name}: {yamltext.scalar(getattr(teacher, name))}" for name in TeacherConfig.model_fields
-        )
+        lines.extend(f"    {name}: {yamltext.scalar(getattr(teacher, name))}" for name in TeacherConfig.model_fields)
 
 
 def _first_paragraph(text: str | None) -> str:
@@ -188,6 +180,4 @@ def _first_paragraph(text: str | None) -> str:
 def _comment(text: str, indent: str) -> list[str]:
     words = " ".join(_first_paragraph(text).split())
     prefix = f"{indent}# "
-    return textwrap.wrap(
-        words, _WIDTH, initial_indent=prefix, subsequent_indent=prefix, break_on_hyphens=False
-    )
+    return textwrap.wrap(words, _WIDTH, initial_indent=prefix, subsequent_indent=prefix, break_on_hyphens=False)

@@ -128,7 +128,7 @@ def _read_npy(path: Path, size: int) -> npt.NDArray[Any]:
                 raise PoseError("truncated", path, f"ends before its {list(shape)} {dtype} values do")
         return np.asarray(np.load(path, allow_pickle=False))
     except (ValueError, EOFError) as error:
-        reason: Reason = "truncated" if size < 64 else "unreadable"
+        reason: Reason = "truncated" if "EOF" in str(error) else "unreadable"
         raise PoseError(reason, path, f"not a NumPy array of numbers: {error}") from error
 
 

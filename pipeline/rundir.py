@@ -1,10 +1,10 @@
 """The run directory: where everything lies, and the record of each piece of work.
 
-    RUN/run.yaml, classes.json
-    RUN/cache/                    the feature store (unless cache.root names another)
-    RUN/proxies/<teacher>/        stage 2
-    RUN/distill/merge/, student/  stage 3
-    RUN/evaluate/                 results
+RUN/run.yaml, classes.json
+RUN/cache/                    the feature store (unless cache.root names another)
+RUN/proxies/<teacher>/        stage 2
+RUN/distill/merge/, student/  stage 3
+RUN/evaluate/                 results
 """
 
 from __future__ import annotations
@@ -159,6 +159,12 @@ class TaskFolder:
         results: dict[str, Any] = record["results"]
         return results
 
+    def differences(self, fingerprint: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Fields in which the work was begun under other settings: {field: (stored, wanted)}."""
+        record = self.record
+        wanted = json.loads(json.dumps(fingerprint))
+        return fingerprint_difference(record["fingerprint"], wanted) if record is not None else {}
+
     def running(self) -> bool:
         """Whether a living process holds the lock."""
         path = self.path / "lock"
@@ -177,7 +183,7 @@ class TaskFolder:
         wanted = json.loads(json.dumps(fingerprint))
         record = self.record
         if record is not None and not overwrite:
-            different = fingerprint_difference(record["fingerprint"], wanted)
+            different = self.differences(fingerprint)
             if different:
                 advice = "Restore those settings, or start this part anew with --overwrite; nothing was changed."
                 raise FingerprintMismatch(f"{self.title} in {self.path}", different, advice)

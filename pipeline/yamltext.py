@@ -41,9 +41,7 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 shown = key.value if isinstance(key, yaml.ScalarNode) else "a collection"
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {shown!r} is not a name", problem_mark=key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"key {shown!r} is not a name", problem_mark=key.start_mark)
             if key.value in seen:
                 problem = f"key {key.value!r} occurs twice, in lines {seen[key.value]} and {line}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
@@ -89,7 +87,5 @@ def parse(text: str, where: str) -> Any:
 
 def scalar(value: Any) -> str:
     """A value on one line (mappings and lists in flow style), so that `parse` gives the same value back."""
-    text = yaml.dump(
-        value, Dumper=_Dumper, default_flow_style=True, width=2**31, allow_unicode=True, sort_keys=False
-    )
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=2**31, allow_unicode=True, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -6,7 +6,7 @@ Everything random comes from (seed, epoch, clip), so workers may decode in any o
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,8 +36,7 @@ class ClipFailure(NamedTuple):
 class Sample(NamedTuple):
     """One clip: its position in the list of clips, and its frames (float32, see `ClipReader`)."""
 
-    index: int
-    epoch: int
+    position: int
     video: Tensor
 
 
@@ -96,15 +95,19 @@ class ClipReader:
             seed=config.seed,
         )
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ClipReader:
+        """The reader that `dataclasses.asdict` stored."""
+        low, high = stored["short_side"]
+        return cls(**{**stored, "short_side": (low, high)})
+
     def train(self, clip: Clip, epoch: int) -> Tensor:
         """One augmented view, float32 [3, T, S, S]. Raises `VideoError`."""
         rng = clip_stream(self.seed, epoch, clip.clip_id, "augment")
         start, phase = rng.random(2)
         draw = draw_train(rng, self.flip)
         frames = self._frames(clip, [(float(start), float(phase))])[0]
-        return train_clip(
-            frames, draw, short_side=self.short_side, size=self.image_size, mean=self.mean, std=self.std
-        )
+        return train_clip(frames, draw, short_side=self.short_side, size=self.image_size, mean=self.mean, std=self.std)
 
     def test(self, clip: Clip, protocol: Protocol = SINGLE) -> Tensor:
         """All views and crops of the protocol, float32 [views * crops, 3, T, S, S]. Raises `VideoError`."""
@@ -125,7 +128,7 @@ class ClipReader:
         return torch.stack(looks)
 
     def _test_start(self, view: int, views: int) -> float:
-        return sampling.test_fraction(view, views) if self.policy == "window" else (view + 0.5) / views
+        return sampling.test_fraction(view, views) if self.policy == "window" else sampling.fit_fraction(view, views)
 
     def _frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
         """Frames uint8 [T, H, W, 3] for every (start, phase), fractions in [0, 1]; one decoding pass for all."""
@@ -138,15 +141,11 @@ class ClipReader:
         rows = where.reshape(len(picks), self.num_frames)
         return [frames[row] for row in rows]
 
-    def _picks(
-        self, count: int, fps: float, has_duration: bool, start: float, phase: float
-    ) -> npt.NDArray[np.int64]:
+    def _picks(self, count: int, fps: float, has_duration: bool, start: float, phase: float) -> npt.NDArray[np.int64]:
         if self.policy == "window":
             begin = sampling.window_start(count, fps, start, count=self.num_frames, rate=self.rate)
             return sampling.window_indices(count, fps, begin, self.num_frames, self.rate, has_duration)
-        return sampling.fit_indices(
-            count, fps, count=self.num_frames, rate=self.rate, start=start, phase=phase
-        )
+        return sampling.fit_indices(count, fps, count=self.num_frames, rate=self.rate, start=start, phase=phase)
 
 
 class _Clips(Dataset[Sample | ClipFailure]):
@@ -160,8 +159,8 @@ class _Clips(Dataset[Sample | ClipFailure]):
         clip = self.clips[index]
         try:
             if self.protocol is None:
-                return Sample(index, epoch, self.reader.train(clip, epoch))
-            return Sample(index, epoch, self.reader.test(clip, self.protocol))
+                return Sample(index, self.reader.train(clip, epoch))
+            return Sample(index, self.reader.test(clip, self.protocol))
         except VideoError as error:
             return ClipFailure(clip.clip_id, error.reason, str(error))
 
@@ -171,7 +170,7 @@ def collate(items: Sequence[Sample | ClipFailure]) -> Batch:
     samples = [item for item in items if isinstance(item, Sample)]
     failures = tuple(item for item in items if isinstance(item, ClipFailure))
     videos = torch.stack([s.video for s in samples]) if samples else torch.empty(0)
-    return Batch(torch.tensor([s.index for s in samples], dtype=torch.int64), videos, failures)
+    return Batch(torch.tensor([s.position for s in samples], dtype=torch.int64), videos, failures)
 
 
 def training_order(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import MissingInputError, WeightsError
-from ..models import TimeSformer
+from ..models import TimeSformer, TimeSformerOutput
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from .batches import ClipReader, Protocol
@@ -78,9 +78,7 @@ class Encoder:
         return self
 
     @torch.inference_mode()
-    def encode(
-        self, video: str | Path, start_s: float | None = None, end_s: float | None = None
-    ) -> Tensor:
+    def encode(self, video: str | Path, start_s: float | None = None, end_s: float | None = None) -> Tensor:
         """Embedding of a video or of a segment of it, in seconds.
 
         Returns the token averaged over the views and crops of the evaluation protocol, float32 [width], CPU.
@@ -89,16 +87,14 @@ class Encoder:
         return self._look(video, start_s, end_s).token.float().mean(0).cpu()
 
     @torch.inference_mode()
-    def classify(
-        self, video: str | Path, start_s: float | None = None, end_s: float | None = None
-    ) -> dict[str, float]:
+    def classify(self, video: str | Path, start_s: float | None = None, end_s: float | None = None) -> dict[str, float]:
         """Probability of every class, most likely first."""
         logits = self._look(video, start_s, end_s).logits.float().sum(0).softmax(-1).cpu()
         names = [*self.classes, *(str(i) for i in range(len(self.classes), len(logits)))]
         order = logits.argsort(descending=True, stable=True).tolist()
         return {names[i]: float(logits[i]) for i in order}
 
-    def _look(self, video: str | Path, start_s: float | None, end_s: float | None) -> Any:
+    def _look(self, video: str | Path, start_s: float | None, end_s: float | None) -> TimeSformerOutput:
         path = Path(video)
         clip = Clip(
             clip_id=str(path),
@@ -113,7 +109,8 @@ class Encoder:
             sources={"ego": str(path)},
         )
         device = self.model.cls_token.device
-        return self.model(self.reader.test(clip, self.protocol).to(device))
+        out: TimeSformerOutput = self.model(self.reader.test(clip, self.protocol).to(device))
+        return out
 
 
 def load(folder: str | Path) -> Encoder:
@@ -128,5 +125,6 @@ def load(folder: str | Path) -> Encoder:
             raise MissingInputError(f"the run in {path} has no student yet: run `uniego distill` there first")
         path = student
     model, config = read_model(path)
-    recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in config["input"].items()}
-    return Encoder(model, ClipReader(**recipe), Protocol(**config["protocol"]), tuple(config["classes"]))
+    return Encoder(
+        model, ClipReader.from_json(config["input"]), Protocol(**config["protocol"]), tuple(config["classes"])
+    )

@@ -116,5 +116,3 @@ class _Export:
                 if not finite:
                     failures.append(Failure(clip_id, _REASON_NON_FINITE, "the proxy's output is not finite"))
         store.write_shard(shard, values, status, failures)
-
-

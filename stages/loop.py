@@ -174,7 +174,8 @@ class Loop:
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         device = self.plan.device
         moved = batch._replace(
-            indices=batch.indices.to(device, non_blocking=True), videos=batch.videos.to(device, non_blocking=True)
+            indices=batch.indices.to(device, non_blocking=True),
+            videos=batch.videos.to(device, non_blocking=True),
         )
         with autocast(device, self.plan.precision):
             terms = self.task.loss(moved, self.position.epoch)

@@ -1,6 +1,6 @@
 """Level I of UNIEGO (arXiv 2606.20559): a proxy learns one teacher's features beside the labels.
 
-    L = CE(logits, y) + weight * mean over clips with a target of [1 - cos(W token + b, f)]
+L = CE(logits, y) + weight * mean over clips with a target of [1 - cos(W token + b, f)]
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Recognition:
         ranked = self.logits.argsort(dim=1, descending=True, stable=True)  # [N,C]
         hits = ranked == self.labels.unsqueeze(1)
         first, five = hits[:, 0], hits[:, :5].any(1)
-        classes = self.labels.unique()
+        classes = sorted(set(self.labels.tolist()))
         per_class = torch.stack([first[self.labels == label].float().mean() for label in classes])
         return {
             "top1": 100.0 * first.float().mean().item(),

@@ -7,9 +7,7 @@ import math
 from ..pipeline.config import OptimizerConfig, ScheduleConfig
 
 
-def learning_rate(
-    epoch: float, optimizer: OptimizerConfig, schedule: ScheduleConfig, *, epochs: int
-) -> float:
+def learning_rate(epoch: float, optimizer: OptimizerConfig, schedule: ScheduleConfig, *, epochs: int) -> float:
     """Rate at `epoch` (0 at the start, `epochs` at the end; fractions within an epoch).
 
     Steps hold from their epoch on, boundary included. The cosine is end + (base - end)(1 + cos(pi e / E)) / 2.

@@ -5,6 +5,7 @@ The durable store is read in whole shards, once; training gathers rows of one re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cache import ClipIndex, FeatureStore, RowKey
+from ..cache import ClipIndex, FeatureStore, RowKey, RowStatus
 from ..errors import MissingInputError, UniegoError, UsageError
+from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.progress import warn
 from ..pipeline.rundir import Run
@@ -38,7 +40,13 @@ class Bank(NamedTuple):
 
 def row_keys(clips: Sequence[Clip]) -> list[RowKey]:
     """The clips as rows of the cache."""
-    return [RowKey(clip.clip_id, clip.identity) for clip in clips]
+    return [RowKey(clip.clip_id, _identity(clip)) for clip in clips]
+
+
+def _identity(clip: Clip) -> str:
+    """What a row is made from: the paths as the table writes them (so that data may move) and the segment."""
+    source = json.dumps([clip.sources, clip.start_s, clip.end_s], sort_keys=True)
+    return files.hash_bytes(source.encode())
 
 
 def open_index(run: Run) -> ClipIndex:
@@ -46,9 +54,7 @@ def open_index(run: Run) -> ClipIndex:
     try:
         return ClipIndex.open(run.cache_root)
     except FileNotFoundError as error:
-        raise MissingInputError(
-            f"no feature cache in {run.cache_root}: run `uniego extract-teachers` first"
-        ) from error
+        raise MissingInputError(f"no feature cache in {run.cache_root}: run `uniego extract-teachers` first") from error
 
 
 def teacher_path(run: Run, teacher: str) -> Path:
@@ -74,7 +80,8 @@ def pool(run: Run, *, strict: bool) -> list[str]:
     """
     index = open_index(run)
     rows = index.rows(row_keys(run.table().split("train")))
-    keys, empty = [], []
+    keys: list[str] = []
+    empty: list[str] = []
     for key, config in run.config.teachers.items():
         store = open_teacher(run, index, key)
         if store.attributes.get("random") and not config.allow_random:
@@ -82,7 +89,7 @@ def pool(run: Run, *, strict: bool) -> list[str]:
                 f"the features of {key} come from a random network; give teachers.{key}.weights real weights and "
                 f"extract again, or set teachers.{key}.allow_random to true to try things out"
             )
-        (keys if store.present(rows).any() else empty).append(key)
+        (keys if (store.status(rows) == RowStatus.DONE).any() else empty).append(key)
     if empty:
         message = f"no train clip has a feature of {', '.join(empty)} (see `uniego status`)"
         if strict:
@@ -108,9 +115,9 @@ def target_rows(rows: int, count: int) -> npt.NDArray[np.int64]:
 
 def load_targets(store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> Targets:
     """Features of the given rows averaged over `count` evenly picked time steps; [T, D] becomes [D]."""
-    values, present = store.load("features", rows)  # [N,T,D]
+    values, present = store.load("features", rows, np.float32)  # [N,T,D]
     picks = target_rows(values.shape[1], count)
-    target = values[:, picks].astype(np.float32).mean(axis=1)
+    target = values[:, picks].mean(axis=1)
     target[~present] = 0.0
     return Targets(torch.from_numpy(target), torch.from_numpy(present))
 
@@ -121,8 +128,8 @@ def load_bank(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Ba
     present = []
     for store in stores:
         for name, column in columns.items():
-            values, there = store.load(name, rows)
-            column.append(np.where(there[:, None], values, 0).astype(np.float32))
+            values, there = store.load(name, rows, np.float32)
+            column.append(np.where(there[:, None], values, np.float32(0)))
         present.append(there)
     tokens, logits = (torch.from_numpy(np.stack(columns[name], axis=1)) for name in ("tokens", "logits"))
     return Bank(tokens, logits, torch.from_numpy(np.stack(present, axis=1)))

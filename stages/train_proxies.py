@@ -19,7 +19,15 @@ from .fingerprints import training_fingerprint
 from .proxy_task import ProxyTask, feature_loss
 from .supervised import Supervised
 from .targets import load_targets, open_index, open_teacher, pool, row_keys, warn_of_random
-from .training import initial_model, make_batches, make_plan, make_validator, remove_scaffold, train_to_folder, trained
+from .training import (
+    initial_proxy,
+    make_batches,
+    make_plan,
+    make_validator,
+    remove_scaffold,
+    train_to_folder,
+    trained,
+)
 
 __all__ = ["feature_loss", "train_proxies"]
 
@@ -71,7 +79,7 @@ def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:
     config, clips = run.config, run.table().split("train")
     targets = load_targets(store, store.index.rows(row_keys(clips)), config.student.num_frames)
     say(f"proxy {key}: {int(targets.present.sum())} of {len(clips)} train clips have a target")
-    model = initial_model(run, {key: targets.values.shape[1]})
+    model = initial_proxy(run, {key: targets.values.shape[1]})
     base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))
     task = ProxyTask(f"proxy {key}", key, config.proxies, base, targets)
     plan = make_plan(run, config.proxies.train, clips)

@@ -73,10 +73,10 @@ def make_validator(run: Run, flag: StopFlag) -> Callable[[TimeSformer], dict[str
     return validate
 
 
-def initial_model(run: Run, projections: Mapping[str, int]) -> TimeSformer:
-    """A network of the student's shape: from image weights when the run names some, else random from the seed."""
+def fresh_model(run: Run, projections: Mapping[str, int]) -> TimeSformer:
+    """A network of the student's shape with random weights from the run's seed."""
     student = run.config.student
-    model = TimeSformer(
+    return TimeSformer(
         image_size=student.image_size,
         patch_size=student.patch_size,
         num_frames=student.num_frames,
@@ -88,11 +88,16 @@ def initial_model(run: Run, projections: Mapping[str, int]) -> TimeSformer:
         drop_path=student.drop_path,
         seed=run.config.seed,
     )
-    if student.init is None:
+
+
+def initial_proxy(run: Run, projections: Mapping[str, int]) -> TimeSformer:
+    """What a proxy starts from: image weights when the run names some, else random ones."""
+    model, init = fresh_model(run, projections), run.config.student.init
+    if init is None:
         warn("student.init is null: proxies start from random weights, which is for trying things out only")
         return model
-    report = load_image_weights(model, read_image_weights(_image_weights_path(run, student.init)))
-    say(f"initialised from {student.init}: {len(report.loaded)} tensors taken, {len(report.unchanged)} left as they are")
+    report = load_image_weights(model, read_image_weights(_image_weights_path(run, init)))
+    say(f"initialised from {init}: {len(report.loaded)} tensors taken, {len(report.unchanged)} left as they are")
     return model
 
 
@@ -117,7 +122,9 @@ def trained(folder: Path) -> bool:
     return (folder / "model" / CONFIG).exists()
 
 
-def train_to_folder(run: Run, folder: Path, task: Task, model: TimeSformer, plan: Plan, stream: Batches, flag: StopFlag) -> None:
+def train_to_folder(
+    run: Run, folder: Path, task: Task, model: TimeSformer, plan: Plan, stream: Batches, flag: StopFlag
+) -> None:
     """Run the loop and write the last epoch's network to `folder`/model, the best on val to `folder`/best."""
     position = Loop(task, plan, folder, flag).run(stream)
     best = folder / "best.safetensors"

@@ -43,7 +43,7 @@ def media() -> Path:
 
 
 def paint(number: int, width: int, height: int, hue: int = 0) -> np.ndarray:
-    """Frame `number`, uint8 [H, W, 3]: its binary digits along the top, a moving square on a tinted ground."""
+    """Frame `number`, uint8 [H, W, 3]: its binary digits along the top, a moving square below."""
     frame = np.empty((height, width, 3), np.uint8)
     frame[:] = ((hue * 67 + 40) % 200, (hue * 131 + 90) % 200, (hue * 29 + 60) % 200)
     top, side = height // 4, max(height // 4, 2)
@@ -69,10 +69,10 @@ def frame_number() -> Callable[[np.ndarray], int]:
 
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
-    """`make_video(path, frames=20, fps=10, size=(64, 48), hue=0, codec="libx264", gop=12, times=None) -> path`.
+    """`make_video(path, frames=20, fps=10, size=(64, 48), hue=0, codec="libx264", gop=12, times=None)`.
 
-    `size` is (width, height); `times` are presentation times in milliseconds, for a variable frame rate. Every
-    frame carries its number (see `frame_number`), up to 1023.
+    Returns `path`. `size` is (width, height); `times` are presentation times in milliseconds, for a variable
+    frame rate. Every frame carries its number (see `frame_number`), up to 1023.
     """
 
     def make(
@@ -109,8 +109,8 @@ def make_video() -> Callable[..., Path]:
 def clip_table(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
     """A table of 12 generated clips (8 train, 4 test; 2 classes). Read only: several tests share it.
 
-    Each row has an ego video; row 3 has no exo video, rows 2 and 7 no poses. Clips 10 and 11 are the two halves
-    of one long video. Poses are float32 [persons 1, frames 20, joints 17, (x, y, score)] in pixels.
+    Each row has an ego video; row 3 has no exo video, rows 2 and 7 no poses. Clips 10 and 11 are the two
+    halves of one long video. Poses are float32 [persons 1, frames 20, joints 17, (x, y, score)] in pixels.
     """
     folder = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(0)

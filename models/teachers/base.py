@@ -129,8 +129,14 @@ class Teacher(ABC):
         from .registry import TEACHERS
 
         facts = TEACHERS.get(self.key)
-        note = facts.note if facts and facts.network == self.config.network else ""
-        return {"key": self.key, "source": str(self.config.source), "note": note}
+        source = self.config.source
+        published = facts is not None and source is not None and source.location == facts.hub
+        return {
+            "key": self.key,
+            "source": str(source),
+            "licence": facts.licence if facts and published else "unknown",
+            "note": facts.note if facts and facts.network == self.config.network else "",
+        }
 
     def _checked_frames(self, frames: Tensor | None) -> Tensor:
         if frames is None or len(frames) != self.frames:

@@ -64,8 +64,8 @@ class TeacherConfig(BaseModel):
     image_size: int | None = Field(
         default=None,
         ge=1,
-        description="Side, in pixels, of the square the network sees; for depth_anything the short side, a "
-        "multiple of the patch. Empty: the size the network was trained at (dinov2 224, depth_anything 518, "
+        description="Side, in pixels, of the square the network sees; for depth_anything the side "
+        "that is scaled, keeping the aspect. A multiple of the patch. Empty: the size the network was trained at (dinov2 224, depth_anything 518, "
         "otherwise from the weights). Unused by stgcn.",
     )
     crop: Literal["hands"] | None = Field(

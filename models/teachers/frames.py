@@ -29,7 +29,8 @@ class FrameTeacher(Teacher):
         super().__init__(key, view, config, network.module, network.dim, network.weights_hash)
         self._architecture, self._commit = network.architecture, network.commit
         size = config.image_size or _USUAL_SIZE.get(config.network, network.trained_size)
-        if size % network.patch:
+        # SigLIP's own 384 is no multiple of 14 (the border is dropped), so the trained size is always fine.
+        if size % network.patch and size != network.trained_size:
             raise ConfigError(
                 f"teacher {key!r}: image_size {size} is no multiple of the patch, {network.patch} pixels"
             )

@@ -129,8 +129,9 @@ def _unreachable(key: str, source: WeightsSource, cause: str) -> WeightsError:
     revision = f" --revision {source.revision}" if source.revision else ""
     name = source.location.rsplit("/", 1)[-1]
     return WeightsError(
-        f"teacher {key!r}: {source} cannot be fetched here ({cause}); download it where there is a network with "
-        f"`hf download {source.location}{revision} --local-dir {name}` and set weights: dir:<path>/{name}"
+        f"teacher {key!r}: {source} cannot be fetched here ({cause}); download it where there is a network "
+        f"with `hf download {source.location}{revision} --local-dir {name}` and set "
+        f"weights: dir:<path>/{name}"
     )
 
 

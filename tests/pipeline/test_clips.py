@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from uniego.errors import EXIT_USAGE, MissingInputError, TableError, UsageError
 from uniego.pipeline.clips import ClipTable, hold_out, missing_files, read_clip_table
 

@@ -1,0 +1,112 @@
+"""Recognition on the test split, by the published protocol: views x crops, raw logits summed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import MissingInputError, UniegoError, UsageError
+from ..pipeline import files
+from ..pipeline.progress import say
+from ..pipeline.rundir import Run, TaskFolder
+from ..pipeline.signals import StopFlag
+from .compute import prepare
+from .encoder import CONFIG, WEIGHTS, read_model
+from .fingerprints import clips_hash
+from .recognition import Recognition, recognise
+from .training import evaluation_protocol
+
+
+def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> dict[str, Any]:
+    """Top-1, top-5 and mean class accuracy on the test split, printed and written to RUN/evaluate/<model>/.
+
+    `model` is "student" or "proxy:<teacher>". Returns the results. Raises `MissingInputError` naming the command
+    that trains it, `UniegoError` for a table without a test split.
+    """
+    source = _model_folder(run, model)
+    clips = run.table().split("test")
+    if not clips:
+        raise UniegoError(f"{run.table().path} has no clip in the test split: nothing to evaluate on")
+    device = prepare(run.config.compute)
+    folder = TaskFolder(run.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
+    protocol = evaluation_protocol(run)
+    fingerprint = {
+        "weights": files.hash_file(source / WEIGHTS),
+        "test_clips": clips_hash(clips),
+        "protocol": {**protocol._asdict(), "policy": run.config.sampling.policy},
+        "video": run.config.video.model_dump(),
+        "precision": run.config.compute.precision,
+    }
+    with folder.work(fingerprint, overwrite=overwrite or _changed(folder, fingerprint)) as needed:
+        if needed:
+            network, _ = read_model(source)
+            with StopFlag() as flag:
+                result = recognise(run, network.to(device), clips, protocol, flag, title=f"evaluate {model}")
+            if not len(result.labels):
+                raise UniegoError(f"none of the {len(clips)} test clips could be decoded")
+            files.write_bytes(folder.path / "predictions.csv", _predictions(run, result))
+            folder.finish({"model": model, **result.metrics()})
+        else:
+            say(f"evaluation of {model}: finished before, nothing to do")
+    results = folder.results
+    _print(results, protocol._asdict(), folder.path)
+    return results
+
+
+def _changed(folder: TaskFolder, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether an older evaluation was of something else: results are cheap, a new one replaces it."""
+    record = folder.record
+    return record is not None and record["fingerprint"] != fingerprint
+
+
+def _model_folder(run: Run, model: str) -> Path:
+    kind, _, teacher = model.partition(":")
+    if kind == "proxy" and teacher in run.config.teachers:
+        folder, command = run.proxy_folder(teacher), f"uniego train-proxies --teacher {teacher}"
+    elif model == "student":
+        folder, command = run.student_folder, "uniego distill"
+    else:
+        names = ", ".join(["student", *(f"proxy:{key}" for key in run.config.teachers)])
+        raise UsageError(f"unknown model {model!r}: use one of {names}")
+    if not folder.done or not (folder.path / "model" / CONFIG).exists():
+        raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
+    return folder.path / "model"
+
+
+def _predictions(run: Run, result: Recognition) -> bytes:
+    """A row per clip: id, label, prediction, the label's rank (1 = right), probability of the prediction."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["clip_id", "label", "predicted", "label_rank", "probability"])
+    ranked = result.logits.argsort(dim=1, descending=True, stable=True)
+    ranks = (ranked == result.labels.unsqueeze(1)).int().argmax(dim=1) + 1
+    confidence = result.logits.softmax(dim=1).amax(dim=1)
+    classes = run.table().classes
+    for i, clip in enumerate(result.clips):
+        predicted = int(ranked[i, 0])
+        name = classes[predicted] if predicted < len(classes) else str(predicted)
+        label = classes[clip.label] if clip.label < len(classes) else str(clip.label)
+        writer.writerow([clip.clip_id, label, name, int(ranks[i]), f"{confidence[i]:.4f}"])
+    for failure in result.failures:
+        writer.writerow([failure.clip_id, "", "", "", failure.reason])
+    return out.getvalue().encode()
+
+
+def _print(results: Mapping[str, Any], protocol: Mapping[str, int], folder: Path) -> None:
+    table = Table(
+        title=f"{results['model']} on test: {results['clips']} clips, "
+        f"{protocol['views']} view(s) x {protocol['crops']} crop(s)"
+    )
+    for name in ("top-1", "top-5", "mean class"):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{results[key]:.1f}" for key in ("top1", "top5", "mean_class_accuracy")))
+    Console().print(table)
+    if results["failed"]:
+        say(f"{results['failed']} clips could not be decoded and are not counted; see {folder / 'predictions.csv'}")
+    say(f"predictions: {folder / 'predictions.csv'}")

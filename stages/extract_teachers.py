@@ -1,0 +1,193 @@
+"""Stage 1: the teachers run once over all clips, and their features go into the cache.
+
+A clip's view is decoded once for all teachers that watch it, at the union of the frames they ask for. A shard
+of clips is the unit of work: it is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import ArraySpec, ClipIndex, FeatureStore, RowStatus
+from ..cache import remove as remove_store
+from ..errors import CoverageError, UniegoError, WeightsError
+from ..models.teachers import Teacher, build_teacher
+from ..pipeline.clips import Clip, missing_files
+from ..pipeline.progress import Meter, say, warn
+from ..pipeline.rundir import Run
+from ..pipeline.signals import StopFlag
+from ..pipeline.video import backend_identity
+from .compute import prepare
+from .shard_work import ShardWork
+from .targets import row_keys, teacher_path
+
+
+def extract_teachers(
+    run: Run, teachers: Sequence[str] | None = None, *, overwrite: bool = False, strict: bool = False
+) -> None:
+    """Run the named teachers (None: all) over all clips of the table.
+
+    Continues where it stopped: finished shards are not computed again, and a finished stage changes no byte.
+    A clip that cannot be read is recorded as failed, with the reason, and the work goes on; with `strict`, files
+    that do not exist are refused before anything is computed. Raises `WeightsError` naming every teacher that is
+    not ready, `FingerprintMismatch` for features made under other settings, `CoverageError` when fewer clips than
+    `extract.min_coverage` have features at the end, `Stopped` between two shards when asked to stop.
+    """
+    keys = run.choose(teachers)
+    table = run.table()
+    _check_files(run, strict)
+    device = prepare(run.config.compute)
+    built = _build(run, keys)
+    index = ClipIndex.plan(run.cache_root, row_keys(table.clips), run.config.cache.rows_per_shard)
+    stores = {key: _open_store(run, index, teacher, overwrite) for key, teacher in built.items()}
+    plan = _Plan.of(index, stores, table.clips)
+    if plan.pending:
+        plan.announce(run)
+        for teacher in built.values():
+            teacher.to(device)
+        with StopFlag() as flag:
+            _work(run, plan, built, stores, flag)
+    else:
+        say(f"extract-teachers: all features of {', '.join(keys)} are there, nothing to do")
+    _report(run, stores, plan.rows)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which shards each teacher still needs, and which clip stands in which row."""
+
+    index: ClipIndex
+    rows: npt.NDArray[np.int64]
+    clips: dict[int, Clip]
+    pending: dict[int, list[str]]  # shard -> teachers
+
+    @classmethod
+    def of(cls, index: ClipIndex, stores: dict[str, FeatureStore], clips: Sequence[Clip]) -> _Plan:
+        rows = index.rows(row_keys(clips))
+        pending: dict[int, list[str]] = {}
+        for key, store in stores.items():
+            for shard in store.pending(rows):
+                pending.setdefault(shard, []).append(key)
+        return cls(index, rows, dict(zip(rows.tolist(), clips, strict=True)), dict(sorted(pending.items())))
+
+    def count(self, shard: int) -> int:
+        """Clips of this run in a shard."""
+        return sum(row in self.clips for row in self.index.shard_rows(shard))
+
+    def announce(self, run: Run) -> None:
+        """Say what is about to be done."""
+        teachers = sorted({key for keys in self.pending.values() for key in keys})
+        clips = sum(self.count(shard) for shard in self.pending)
+        say(
+            f"extract-teachers: {clips} of {len(self.clips)} clips in {len(self.pending)} shards of at most "
+            f"{self.index.rows_per_shard}, {len(teachers)} teachers ({', '.join(teachers)}), into {run.cache_root}"
+        )
+
+
+def _check_files(run: Run, strict: bool) -> None:
+    missing = missing_files(run.table())
+    if not missing:
+        return
+    shown = "\n".join(f"  {clip.clip_id}: {column} {path}" for clip, column, path in missing[:10])
+    more = f"\n  and {len(missing) - 10} more" if len(missing) > 10 else ""
+    message = f"{len(missing)} files that the table names do not exist:\n{shown}{more}"
+    if strict:
+        raise UniegoError(f"{message}\nmend the table, or leave --strict away to go on without these clips")
+    warn(f"{message}\nthese clips will be recorded as failed (missing)")
+
+
+def _build(run: Run, keys: Sequence[str]) -> dict[str, Teacher]:
+    """Load all networks; say at once which of them are not ready."""
+    built, problems = {}, []
+    for key in keys:
+        try:
+            built[key] = build_teacher(key, run.config.teachers[key])
+        except WeightsError as error:
+            problems.append(f"{key}: {error}")
+    if problems:
+        raise WeightsError(
+            "\n".join(
+                [
+                    "some teachers are not ready:",
+                    *problems,
+                    "extract the others by naming them with --teacher",
+                ]
+            )
+        )
+    random = [key for key, teacher in built.items() if teacher.is_random]
+    if random:
+        warn(f"RANDOM teachers, for trying things out only, they know nothing: {', '.join(random)}")
+    return built
+
+
+def _open_store(run: Run, index: ClipIndex, teacher: Teacher, overwrite: bool) -> FeatureStore:
+    path = teacher_path(run, teacher.key)
+    if overwrite and path.exists():
+        remove_store(path)
+    shape = (teacher.rows, teacher.dim)
+    description = "one feature per picked frame" if teacher.rows > 1 else "one feature per clip"
+    arrays = {"features": ArraySpec(shape, run.config.cache.dtype, ("time", "feature"), description)}
+    return FeatureStore.create(path, index, arrays, _fingerprint(run, teacher), _attributes(run, teacher))
+
+
+def _fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
+    decoder = {} if teacher.reads == "skeleton" else backend_identity(run.config.video.backend)
+    return {
+        "teacher": teacher.fingerprint(),
+        "picks": "centres of equal parts of the clip",
+        "decoder": decoder,
+        "dtype": run.config.cache.dtype,
+    }
+
+
+def _attributes(run: Run, teacher: Teacher) -> dict[str, Any]:
+    return {
+        "teacher": teacher.key,
+        "view": teacher.view,
+        "random": teacher.is_random,
+        "settings": run.config.teachers[teacher.key].model_dump(mode="json"),
+        **teacher.describe(),
+    }
+
+
+def _work(run: Run, plan: _Plan, teachers: dict[str, Teacher], stores: dict[str, FeatureStore], flag: StopFlag) -> None:
+    total = sum(plan.count(shard) for shard in plan.pending)
+    done = len(plan.clips) - total
+    with (
+        Meter("extract-teachers", len(plan.clips), resumed=done) as meter,
+        ShardWork(run.config, plan.clips) as work,
+    ):
+        for shard, keys in plan.pending.items():
+            results = work.run(plan.index.shard_rows(shard), [teachers[key] for key in keys], flag)
+            for key in keys:
+                stores[key].write_shard(shard, *results[key])
+            failed = sum(int((results[key][1] == RowStatus.FAILED).sum()) for key in keys)
+            meter.advance(plan.count(shard), f"{failed} features failed" if failed else "")
+            flag.check()
+
+
+def _report(run: Run, stores: dict[str, FeatureStore], rows: npt.NDArray[np.int64]) -> None:
+    """One line per teacher; raises `CoverageError` below the minimum."""
+    short = []
+    for key, store in stores.items():
+        status = store.status(rows)
+        done, failed, absent = (int((status == s).sum()) for s in (RowStatus.DONE, RowStatus.FAILED, RowStatus.ABSENT))
+        named = done + failed
+        share = done / named if named else None
+        text = f"{100 * share:.1f} %" if share is not None else "no clip names its input"
+        say(f"  {key}: {done} done, {failed} failed, {absent} without its input ({text})")
+        for failure in store.failures()[:3]:
+            say(f"    {failure.clip_id}: {failure.reason}: {failure.message}")
+        if share is not None and share < run.config.extract.min_coverage:
+            short.append(f"{key} {100 * share:.1f} %")
+    if short:
+        raise CoverageError(
+            f"coverage below extract.min_coverage ({100 * run.config.extract.min_coverage:.1f} %): {', '.join(short)}; "
+            "mend the clips named above, or lower the minimum"
+        )
+    say("next: uniego train-proxies")

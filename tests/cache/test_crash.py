@@ -1,0 +1,244 @@
+"""Killed anywhere, run again: the same bytes. Two writers: no mixture."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from uniego.cache import ClipIndex, FeatureStore, remove
+from uniego.errors import IntegrityError
+from uniego.pipeline import files
+
+FIRST = ["c1", "bad2", "zero3", "none4"]
+ALL = [*FIRST, "c5", "c6"]
+
+
+class Crash(BaseException):
+    """The process is dead from here on."""
+
+
+class Interrupted(files.Operations):
+    """Calls `at_call` before operation number `stop`; with `tear`, after half of a write."""
+
+    def __init__(self, stop: int, at_call: Callable[[], None], *, tear: bool = False) -> None:
+        self.stop, self.at_call, self.tear, self.count = stop, at_call, tear, 0
+
+    def __getattribute__(self, name: str) -> Any:
+        operation = super().__getattribute__(name)
+        if name not in ("open", "write", "truncate", "fsync", "rename", "unlink", "mkdir", "rmdir"):
+            return operation
+
+        def call(*args: Any) -> Any:
+            count = self.count
+            self.count += 1
+            if count == self.stop:
+                if name == "write" and self.tear:
+                    operation(args[0], args[1][: len(args[1]) // 2])
+                self.at_call()
+            return operation(*args)
+
+        return call
+
+
+class Dead(Interrupted):
+    """Every operation from number `stop` on fails, as it does for a process that was killed."""
+
+    def __init__(self, stop: int, *, tear: bool = False) -> None:
+        super().__init__(stop, self.die, tear=tear)
+
+    def die(self) -> None:
+        self.stop = self.count  # the next one dies too: no clean-up after death
+        raise Crash
+
+
+def count_operations(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> int:
+    with monkeypatch.context() as patch:
+        counter = Interrupted(-1, lambda: None)
+        patch.setattr(files, "operations", counter)
+        run()
+    return counter.count
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("tear", [False, True])
+def test_every_crash_point(tmp_path: Path, toy: Any, tree: Any, monkeypatch: pytest.MonkeyPatch, tear: bool) -> None:
+    """Creation, two shards, growth by another; stopped before each operation, and within each write."""
+    stages = [lambda root: toy.extract(root, FIRST), lambda root: toy.extract(root, ALL)]
+    start, points = tmp_path / "start", 0
+    start.mkdir()
+    for number, stage in enumerate(stages):
+        good = tmp_path / f"good{number}"
+        shutil.copytree(start, good)
+        total = count_operations(monkeypatch, lambda s=stage, g=good: s(g))
+        expected = tree(good)
+        for stop in range(total):
+            root = tmp_path / "run"
+            shutil.copytree(start, root)
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "operations", Dead(stop, tear=tear))
+                with pytest.raises(Crash):
+                    stage(root)
+            if (root / "toy" / "manifest.json").exists():
+                assert FeatureStore.open(root / "toy", ClipIndex.open(root)).verify(full=True) == []
+            stage(root)
+            assert tree(root) == expected, f"stage {number}, operation {stop} of {total}"
+            shutil.rmtree(root)
+        points += total
+        start = good
+    assert points > 100
+
+
+@pytest.mark.fault
+def test_every_crash_point_of_a_rewrite_and_of_a_removal(
+    tmp_path: Path, toy: Any, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that another run left half pending is written again; the store is removed."""
+    start = tmp_path / "start"
+    store = toy.open(start, FIRST)
+    values, status, _ = toy.shard(store.index.keys(0))
+    store.write_shard(0, values, np.where(status == 2, 0, status) * [0, 1, 1])
+
+    def rewrite(root: Path) -> None:
+        store = toy.open(root, FIRST)
+        for shard in store.pending(store.index.rows(toy.keys(FIRST))):
+            store.write_shard(shard, *toy.shard(store.index.keys(shard)))
+
+    def overwrite(root: Path) -> None:
+        remove(root / "toy")
+        toy.extract(root, FIRST)
+
+    for run in (rewrite, overwrite):
+        good = tmp_path / run.__name__
+        shutil.copytree(start, good)
+        total = count_operations(monkeypatch, lambda r=run, g=good: r(g))
+        for stop in range(total):
+            root = tmp_path / "run"
+            shutil.copytree(start, root)
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "operations", Dead(stop, tear=True))
+                with pytest.raises(Crash):
+                    run(root)
+            run(root)
+            assert tree(root) == tree(good), f"{run.__name__}, operation {stop} of {total}"
+            shutil.rmtree(root)
+
+
+def test_a_line_is_written_after_its_files_are_durable(
+    tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = toy.open(tmp_path, FIRST)
+    calls: list[str] = []
+
+    class Recorder(files.Operations):
+        def __getattribute__(self, name: str) -> Any:
+            calls.append(name)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(files, "operations", Recorder())
+    store.write_shard(0, *toy.shard(store.index.keys(0)))
+    one_file = ["open", "write", "fsync", "rename", "fsync"]
+    assert calls == one_file * 3 + ["open", "fsync", "write", "fsync"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_fault_05_two_writers_of_one_shard_at_every_interleaving(
+    tmp_path: Path, toy: Any, tree: Any, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    ids = ["c1", "c2", "c3"]
+    start = tmp_path / "start"
+    values, status, _ = toy.shard(toy.keys(ids))
+    theirs = {name: block if same else block + 1 for name, block in values.items()}
+    others = status if same else np.array([1, 1, 3])
+    toy.open(start, ids)
+    total = count_operations(
+        monkeypatch,
+        lambda: toy.open(shutil.copytree(start, tmp_path / "count"), ids).write_shard(0, values, status),
+    )
+    for stop in range(total):
+        root = shutil.copytree(start, tmp_path / f"run{stop}")
+        index = ClipIndex.open(root)
+        one, two = (FeatureStore.open(root / "toy", index, task) for task in ("one", "two"))
+        with monkeypatch.context() as patch:
+            interrupted = Interrupted(stop, lambda s=two: s.write_shard(0, theirs, others))
+            patch.setattr(files, "operations", interrupted)
+            one.write_shard(0, values, status)
+        if not one.pending():
+            assert one.verify(full=True) == []
+            got, present = one.read([0, 1, 2], "logits")
+            mine = np.array_equal(got, values["logits"]) and present.all()
+            assert mine or np.array_equal(got[present], theirs["logits"][others == 1])
+        else:
+            assert not same
+            with pytest.raises(IntegrityError, match="two writers"):
+                one.read([0], "logits")
+        toy.extract(root, ids, task="one")
+        assert one.pending() == []
+        assert one.verify(full=True) == []
+
+
+def test_fault_06_a_full_disk_stops_and_goes_on_later(
+    tmp_path: Path, toy: Any, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.extract(tmp_path / "good", ALL)
+    store = toy.open(tmp_path / "run", ALL)
+    store.write_shard(0, *toy.shard(store.index.keys(0)))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "operations", Interrupted(11, full, tear=True))
+        with pytest.raises(OSError, match=r"bytes needed, \d+ free"):
+            store.write_shard(1, *toy.shard(store.index.keys(1)))
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    assert store.pending() == [1]
+    toy.extract(tmp_path / "run", ALL)
+    assert tree(tmp_path / "run") == tree(tmp_path / "good")
+
+
+RUN = """
+import runpy, sys
+from pathlib import Path
+toy = runpy.run_path(sys.argv[1])["Toy"]()
+print("ready", flush=True)
+toy.extract(Path(sys.argv[2]), [f"c{n:03d}" for n in range(300)])
+"""
+
+
+def _killed_runs(root: Path, times: int, seed: int) -> int:
+    """Kill the extraction at random moments; how often it was still at work."""
+    rng, killed = random.Random(seed), 0
+    for _ in range(times):
+        command = [sys.executable, "-c", RUN, str(Path(__file__).with_name("conftest.py")), str(root)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.25))
+        process.kill()
+        process.communicate()
+        killed += process.returncode != 0
+        if (root / "toy" / "manifest.json").exists():
+            assert FeatureStore.open(root / "toy", ClipIndex.open(root)).verify(full=True) == []
+    return killed
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("times", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_fault_01_a_real_process_killed_at_random_moments(tmp_path: Path, toy: Any, tree: Any, times: int) -> None:
+    ids = [f"c{n:03d}" for n in range(300)]
+    toy.extract(tmp_path / "good", ids)
+    for attempt in range(max(1, times // 5)):
+        root = tmp_path / f"run{attempt}"
+        assert _killed_runs(root, 5, seed=attempt) >= 1
+        store = toy.extract(root, ids)
+        toy.check(store, ids)
+        assert tree(root) == tree(tmp_path / "good")
