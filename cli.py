@@ -196,7 +196,7 @@ def distill(
 def evaluate(
     run: RunOption = Path(),
     model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="student, or a teacher's key for its proxy.")
+        str, typer.Option("--model", metavar="NAME", help="student, or proxy:KEY for the proxy of a teacher.")
     ] = "student",
     overrides: SetOption = None,
     overwrite: OverwriteOption = False,

@@ -17,11 +17,11 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
-
 import uniego
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 FRAMES, FPS, SIDE = 48, 24, 96
+UNIEGO = [sys.executable, "-m", "uniego"]
 
 
 def scene(direction: str, zoom: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -83,10 +83,10 @@ def main() -> None:
         make_data(table.parent)
     commands = [["extract-teachers"], ["train-proxies"], ["distill"], ["evaluate"], ["status"]]
     if not (run / "run.yaml").exists():
-        subprocess.run(["uniego", "init", run, "--data", table, "--preset", "tiny"], check=True)
+        subprocess.run([*UNIEGO, "init", run, "--data", table, "--preset", "tiny"], check=True)
     for command in commands:
         print(f"\n$ uniego {' '.join(command)} --run {run}", flush=True)
-        subprocess.run(["uniego", *command, "--run", run], check=True)
+        subprocess.run([*UNIEGO, *command, "--run", run], check=True)
     embedding = uniego.load(run).encode(table.parent / "clip00_near.mp4")
     print(f"\nembedding of clip00_near.mp4: {tuple(embedding.shape)}, norm {embedding.norm():.3f}")
     print(f"done in {time.monotonic() - started:.0f} s; everything lies in {root}")

@@ -77,9 +77,7 @@ def _parts(kept: Tensor, num_patches: int, num_frames: int) -> BlockMasks:
     return kept[:, :num_patches], kept[:, num_patches:split], kept[:, split]
 
 
-def check_drop_masks(
-    masks: DropMasks, rates: Sequence[float], batch: int, num_patches: int, num_frames: int
-) -> None:
+def check_drop_masks(masks: DropMasks, rates: Sequence[float], batch: int, num_patches: int, num_frames: int) -> None:
     """UsageError unless `masks` has one entry per block: None, or three bool masks of the right shapes."""
     if len(masks) != len(rates):
         raise UsageError(f"drop_masks has {len(masks)} entries for {len(rates)} blocks; give one per block")

@@ -30,15 +30,11 @@ def _bones(text: str, first: int = 0) -> tuple[tuple[int, int], ...]:
 
 
 _FINGERS = tuple(
-    (joint, joint - 1 if joint > start else 0)
-    for start in range(1, 21, 4)
-    for joint in range(start, start + 4)
+    (joint, joint - 1 if joint > start else 0) for start in range(1, 21, 4) for joint in range(start, start + 4)
 )
 
 GRAPHS: dict[str, JointGraph] = {
-    "coco": JointGraph(
-        17, 0, _bones("15-13 13-11 16-14 14-12 11-5 12-6 9-7 7-5 10-8 8-6 5-0 6-0 1-0 3-1 2-0 4-2")
-    ),
+    "coco": JointGraph(17, 0, _bones("15-13 13-11 16-14 14-12 11-5 12-6 9-7 7-5 10-8 8-6 5-0 6-0 1-0 3-1 2-0 4-2")),
     "openpose": JointGraph(
         18, 1, _bones("4-3 3-2 7-6 6-5 13-12 12-11 10-9 9-8 11-5 8-2 5-1 2-1 0-1 15-0 14-0 17-15 16-14")
     ),

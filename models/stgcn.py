@@ -103,9 +103,7 @@ class STGCN(nn.Module):
             model = _from_shapes(cls, state)
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
-            raise WeightsError(
-                f"not the state dict of an ST-GCN or ST-GCN++ in PYSKL's layout: {error}"
-            ) from error
+            raise WeightsError(f"not the state dict of an ST-GCN or ST-GCN++ in PYSKL's layout: {error}") from error
         return model
 
 

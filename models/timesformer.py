@@ -292,8 +292,6 @@ def _check_geometry(geometry: Mapping[str, Any]) -> None:
         raise UsageError(f"image_size must hold a patch, and width be a multiple of heads; got {geometry}")
     if not 0.0 <= geometry["drop_path"] < 1.0:
         raise UsageError(f"drop_path must lie in [0, 1), got {geometry['drop_path']}")
-    names = [
-        name for name in geometry["projections"] if not name.isidentifier() or hasattr(nn.ModuleDict, name)
-    ]
+    names = [name for name in geometry["projections"] if not name.isidentifier() or hasattr(nn.ModuleDict, name)]
     if names:
         raise UsageError(f"projection names must be identifiers such as 'exo_rgb', got {names}")

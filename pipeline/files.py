@@ -270,9 +270,7 @@ def _write_all(fd: int, data: bytes, path: Path) -> None:
         if error.errno not in _NO_SPACE:
             raise
         free = shutil.disk_usage(path.parent).free
-        reason = (
-            f"{error.strerror}: {len(data)} bytes needed, {free} free; free some and run again to continue"
-        )
+        reason = f"{error.strerror}: {len(data)} bytes needed, {free} free; free some and run again to continue"
         raise OSError(error.errno, reason, str(path)) from error
 
 

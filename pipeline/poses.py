@@ -23,6 +23,9 @@ Keypoints = npt.NDArray[np.float32]
 _SHORTEST = 0.9
 _CACHED_FILES = 2
 
+# Coordinates that never exceed this are no pixels: they were normalised to about -1..1 before they were stored.
+LARGEST_NORMALISED = 4.0
+
 
 class PoseError(UniegoError):
     """One clip's skeleton cannot be had; `reason` is missing, unreadable or truncated, `path` the file."""
@@ -71,9 +74,9 @@ def read_pose(
     `frame_dir` is `clip_id` is taken whole; otherwise that of `video_stem`, cut to frames round(start_s *
     fps) up to, not including, round(end_s * fps) (seconds; None: from the start, to the end).
 
-    `image_size`, (height, width) of the video, stands in where the file does not say it: for `.npy` files of
-    pixel coordinates. Pickles may hold NumPy arrays and plain Python values only, and are kept parsed for the
-    next clip.
+    `image_size`, (height, width) of the video, stands in where the file does not say it: for `.npy` files, whose
+    coordinates are pixels unless all of them lie within -4..4. Pickles may hold NumPy arrays and plain Python values
+    only, and are kept parsed for the next clip.
 
     Raises:
         PoseError: no such file or annotation (missing), a file that is not what it should be (unreadable), or
@@ -88,7 +91,9 @@ def read_pose(
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PoseError("missing", path, "no such file") from error
     if path.suffix == ".npy":
-        return Pose(_shaped(_read_npy(path, stat.st_size), None, path), image_size, str(path))
+        keypoints = _shaped(_read_npy(path, stat.st_size), None, path)
+        normalised = np.abs(keypoints[..., :2]).max() <= LARGEST_NORMALISED
+        return Pose(keypoints, None if normalised else image_size, str(path))
     annotations = _annotations(str(path), stat.st_mtime_ns, stat.st_size)
     if clip_id in annotations:
         return _pose(annotations[clip_id], path, image_size)
@@ -102,9 +107,7 @@ def _cut(pose: Pose, start_s: float | None, end_s: float | None, fps: float | No
     if start_s is None and end_s is None:
         return pose
     if fps is None or not fps > 0:
-        raise UsageError(
-            f"{pose.path}: cutting a clip out of a video's skeleton needs the frame rate, got {fps}"
-        )
+        raise UsageError(f"{pose.path}: cutting a clip out of a video's skeleton needs the frame rate, got {fps}")
     count = pose.keypoints.shape[1]
     first = round((start_s or 0.0) * fps)
     last = count if end_s is None else round(end_s * fps)
@@ -118,11 +121,7 @@ def _read_npy(path: Path, size: int) -> npt.NDArray[Any]:
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
-            header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = header(file)
             if file.tell() + math.prod(shape) * dtype.itemsize > size:
                 raise PoseError("truncated", path, f"ends before its {list(shape)} {dtype} values do")
@@ -137,12 +136,7 @@ def _shaped(points: Any, scores: Any, path: Path) -> Keypoints:
     points = np.asarray(points)
     if points.ndim == 3:
         points = points[None]
-    if (
-        points.dtype.kind not in "fiu"
-        or points.ndim != 4
-        or points.shape[-1] not in {2, 3}
-        or points.size == 0
-    ):
+    if points.dtype.kind not in "fiu" or points.ndim != 4 or points.shape[-1] not in {2, 3} or points.size == 0:
         message = f"keypoints are numbers [M, T, V, 2 or 3]; got {points.dtype} {list(points.shape)}"
         raise PoseError("unreadable", path, message)
     if points.shape[-1] == 2:

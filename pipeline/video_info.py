@@ -65,7 +65,7 @@ class VideoInfo:
 def check_file(path: StrPath) -> None:
     """Refuse what is no readable, regular, non-empty file: `VideoError`; an `OSError` of the machine passes."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
             raise VideoError("unreadable", path, "not a regular file")
         with Path(path).open("rb") as file:

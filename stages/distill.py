@@ -94,7 +94,8 @@ def _merge(run: Run, proxies: list[str], flag: StopFlag, overwrite: bool) -> Non
             return
         device = resolve_device(run.config.compute)
         states = [load_file(run.proxy_folder(key).path / "model" / WEIGHTS) for key in proxies]
-        soup = Soup(states, run.config.merge.level, device)
+        order = list(fresh_model(run, {}).state_dict())
+        soup = Soup(states, run.config.merge.level, device, order)
         if run.config.merge.level != "average":
             _fit_merge(run, soup, flag)
         save_tensors(folder.path / "merged.safetensors", soup.combined())

@@ -118,6 +118,7 @@ class Loop:
 
     def run(self, batches: Batches) -> Position:
         """Train to the end, from the newest checkpoint on. Raises `Stopped` after saving when asked to stop."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._continue()
         self._log = _Log(self.folder, self.position)
         self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")

@@ -28,9 +28,18 @@ class Soup:
     "parameter" one per network and tensor, "average" none (1/R each).
     """
 
-    def __init__(self, states: Sequence[Mapping[str, Tensor]], level: str, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        level: str,
+        device: torch.device | str = "cpu",
+        order: Sequence[str] = (),
+    ) -> None:
+        """`order` names parameters in the order that groups are to have; files do not keep the network's own."""
         _check_alike(states)
-        self.names = [name for name in states[0] if not name.startswith("proj_layer")]
+        place = {name: i for i, name in enumerate(order)}
+        shared = [name for name in states[0] if not name.startswith("proj_layer")]
+        self.names = sorted(shared, key=lambda name: place.get(name, len(place)))
         self.groups, self.group_names = merge_groups(self.names, level)
         self.stacked = {n: torch.stack([state[n].to(device) for state in states]) for n in self.names}  # [R,...]
         self.weights = torch.zeros(len(self.group_names), len(states), device=device)  # [G,R], w

@@ -109,8 +109,8 @@ def make_video() -> Callable[..., Path]:
 def clip_table(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
     """A table of 12 generated clips (8 train, 4 test; 2 classes). Read only: several tests share it.
 
-    Each row has an ego video; row 3 has no exo video, rows 2 and 7 no poses. Clips 10 and 11 are the two
-    halves of one long video. Poses are float32 [persons 1, frames 20, joints 17, (x, y, score)] in pixels.
+    Each row has an ego video; row 3 has no exo video, rows 2, 3 and 7 no poses. Clips 10 and 11 are the two
+    halves of one long pair. Poses are float32 [persons 1, frames 20, joints 17, (x, y, score)] in pixels.
     """
     folder = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(0)
@@ -118,12 +118,13 @@ def clip_table(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..
     for number in range(12):
         hue, half = number % 2, number - 10 if number >= 10 else None
         ego = "ego/long.mp4" if half is not None else f"ego/{number:02d}.mp4"
-        exo = None if number == 3 else f"exo/{number:02d}.mp4"
-        pose = None if number in {2, 7} else f"pose/{number:02d}.npy"
+        exo = None if number == 3 else ego.replace("ego", "exo")
+        pose = None if number in {2, 3, 7} else f"pose/{number:02d}.npy"
+        frames = 20 if half is None else 40
         if half != 1:
-            make_video(folder / ego, frames=40 if half == 0 else 20, hue=hue)
-        if exo:
-            make_video(folder / exo, size=(80, 48), hue=hue + 2)
+            make_video(folder / ego, frames=frames, hue=hue)
+        if exo and half != 1:
+            make_video(folder / exo, frames=frames, size=(80, 48), hue=hue + 2)
         if pose:
             (folder / "pose").mkdir(exist_ok=True)
             points = rng.uniform((5, 5, 0.5), (75, 43, 1.0), (1, 20, 17, 3)).astype(np.float32)

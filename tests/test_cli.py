@@ -127,7 +127,7 @@ def test_init_writes_a_run(tmp_path: Path, clip_table: Path) -> None:
     config = load_config(tmp_path / "r/run.yaml")
     assert (config.preset, config.seed, config.data.num_classes) == ("tiny", 5, 2)
     assert config.data.table == str(clip_table)
-    assert "clips: 12 (train 8, val 0, test 4); classes: 2; with exo video: 11; with poses: 10" in result.output
+    assert "clips: 12 (train 8, val 0, test 4); classes: 2; with exo video: 11; with poses: 9" in result.output
     assert f"next: uniego extract-teachers -r {tmp_path / 'r'}" in result.output
     assert "warning" not in result.output
 
@@ -217,7 +217,7 @@ def test_data_check(tmp_path: Path, clip_table: Path) -> None:
     report = json.loads(call("data", "check", table, "--json").stdout)
     assert report["splits"] == {"train": 8, "val": 0, "test": 4}
     assert report["classes"] == ["lift", "turn"]
-    assert len(report["missing"]) == 12 + 11 + 10
+    assert len(report["missing"]) == 12 + 11 + 9
     table.write_text("clip_id,split,label,ego_path\na,dev,0,x\n")
     refused = call("data", "check", table)
     assert refused.exit_code == errors.EXIT_USAGE
@@ -255,7 +255,7 @@ def test_stages_get_what_was_asked(run: Path, stage: Callable[..., list[Any]], m
     call("train-proxies", "--strict", "--run", run)
     monkeypatch.chdir(run)
     call("distill")
-    call("evaluate", "--model", "ego_dino")
+    call("evaluate", "--model", "proxy:ego_dino")
     ((opened, teachers, options),) = calls["extract_teachers"]
     assert (opened.root, opened.config.seed) == (run, 3)
     assert (list(teachers), options) == (["ego_dino", "exo_skl"], {"overwrite": True, "strict": False})
@@ -264,7 +264,7 @@ def test_stages_get_what_was_asked(run: Path, stage: Callable[..., list[Any]], m
     ((opened, options),) = calls["distill"]
     assert (opened.root.resolve(), options) == (run.resolve(), {"overwrite": False, "strict": False})
     ((_, options),) = calls["evaluate"]
-    assert options == {"model": "ego_dino", "overwrite": False}
+    assert options == {"model": "proxy:ego_dino", "overwrite": False}
 
 
 def test_unknown_teacher(run: Path, stage: Callable[..., list[Any]]) -> None:

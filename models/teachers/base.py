@@ -68,7 +68,7 @@ class Teacher(ABC):
 
         Raises:
             UsageError: an input is missing or of the wrong shape or dtype.
-            PoseError: the skeleton has nothing to go by.
+            PoseError: this clip's skeleton is not what the network reads, or shows nobody.
         """
 
     @abstractmethod

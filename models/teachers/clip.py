@@ -33,9 +33,7 @@ class ClipTeacher(Teacher):
         model = _random(config, source) if source.kind == "random" else _released(source)
         self._geometry = {name: model.geometry[name] for name in _FIELDS}
         used = {
-            name: value
-            for name, value in model.state_dict().items()
-            if not name.startswith(("head.", "proj_layer"))
+            name: value for name, value in model.state_dict().items() if not name.startswith(("head.", "proj_layer"))
         }
         super().__init__(key, view, config, model, self._geometry["width"], state_hash(used))
         size = config.image_size or self._geometry["image_size"]
@@ -50,9 +48,7 @@ class ClipTeacher(Teacher):
     def forward(self, batch: Tensor) -> Tensor:
         """uint8 [B, T, 3, h, w] -> [B, 1, dim]."""
         images = self._preprocess.normalise(batch.flatten(0, 1))
-        video = (
-            images.view(*batch.shape[:2], *images.shape[1:]).transpose(1, 2).contiguous()
-        )  # [B, 3, T, h, w]
+        video = images.view(*batch.shape[:2], *images.shape[1:]).transpose(1, 2).contiguous()  # [B, 3, T, h, w]
         token: Tensor = self.module(video).token
         return token[:, None]
 

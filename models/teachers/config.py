@@ -47,8 +47,7 @@ class TeacherConfig(BaseModel):
     )
     view: View | None = Field(
         default=None,
-        description="Which camera the teacher watches: ego or exo. Empty: from the key's prefix, ego_ or "
-        "exo_.",
+        description="Which camera the teacher watches: ego or exo. Empty: from the key's prefix, ego_ or exo_.",
     )
     frames: int = Field(
         default=8,
@@ -64,9 +63,9 @@ class TeacherConfig(BaseModel):
     image_size: int | None = Field(
         default=None,
         ge=1,
-        description="Side, in pixels, of the square the network sees; for depth_anything the side "
-        "that is scaled, keeping the aspect. A multiple of the patch. Empty: the size the network was trained at (dinov2 224, depth_anything 518, "
-        "otherwise from the weights). Unused by stgcn.",
+        description="Side, in pixels, of the square the network sees; for depth_anything of the side that is scaled, "
+        "keeping the aspect. A multiple of the patch. Empty: the size the network was trained at (dinov2 224, "
+        "depth_anything 518, otherwise from the weights). Unused by stgcn.",
     )
     crop: Literal["hands"] | None = Field(
         default=None,
@@ -86,8 +85,7 @@ class TeacherConfig(BaseModel):
     )
     allow_random: bool = Field(
         default=False,
-        description="Permit weights random:<seed>. Such features carry no knowledge; they are for tests "
-        "only.",
+        description="Permit weights random:<seed>. Such features carry no knowledge; they are for tests only.",
     )
     architecture: dict[str, Any] = Field(
         default_factory=dict,
@@ -128,8 +126,7 @@ class TeacherConfig(BaseModel):
             raise ConfigError("architecture: only with weights random:<seed>; other weights bring their own")
         if self.network in FRAME_NETWORKS and kind == "file":
             raise ConfigError(
-                f"weights {self.weights!r}: {self.network} loads from dir:<folder> or hub:<id>, not from one "
-                "file"
+                f"weights {self.weights!r}: {self.network} loads from dir:<folder> or hub:<id>, not from one file"
             )
         if self.network in {"timesformer", "stgcn"} and kind in {"hub", "dir"}:
             raise ConfigError(f"weights {self.weights!r}: {self.network} loads from file:<checkpoint>")

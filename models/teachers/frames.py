@@ -31,9 +31,7 @@ class FrameTeacher(Teacher):
         size = config.image_size or _USUAL_SIZE.get(config.network, network.trained_size)
         # SigLIP's own 384 is no multiple of 14 (the border is dropped), so the trained size is always fine.
         if size % network.patch and size != network.trained_size:
-            raise ConfigError(
-                f"teacher {key!r}: image_size {size} is no multiple of the patch, {network.patch} pixels"
-            )
+            raise ConfigError(f"teacher {key!r}: image_size {size} is no multiple of the patch, {network.patch} pixels")
         self._preprocess = for_network(config.network, size, network.patch)
         self.needs_pose = config.crop == "hands"
 

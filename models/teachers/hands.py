@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError
-from ...pipeline.poses import Pose, PoseError
+from ...pipeline.poses import LARGEST_NORMALISED, Pose, PoseError
 
 COCO_JOINTS = 17
 FOREARMS = [7, 8, 9, 10]  # elbows and wrists of the 17 COCO joints
@@ -15,7 +14,6 @@ FOREARMS = [7, 8, 9, 10]  # elbows and wrists of the 17 COCO joints
 MIN_SCORE = 0.3
 MARGIN = 1.6
 SMALLEST = 0.2  # of the frame's short side
-LARGEST_NORMALISED = 4.0  # of coordinates that are not in pixels
 WINDOW = 9  # pose frames of the moving average
 
 Floats = npt.NDArray[np.float64]
@@ -30,24 +28,21 @@ def hand_squares(pose: Pose, picks: int, height: int, width: int) -> list[tuple[
     of them at least), else all such joints; frames without either are filled in from their neighbours. Centre
     and side are averaged over 9 skeleton frames.
 
-    Raises `UsageError` for a skeleton of other than 17 joints, `PoseError` (missing) when no frame shows
-    anyone.
+    Raises `PoseError`: unreadable for a skeleton of other than 17 joints or not in pixels, missing when no frame
+    shows anyone.
     """
     _, count, joints, _ = pose.keypoints.shape
     if joints != COCO_JOINTS:
-        raise UsageError(
-            f"{pose.path}: the hand crop needs {COCO_JOINTS} COCO joints, the skeleton has {joints}"
-        )
-    if pose.image_size is None and np.abs(pose.keypoints[..., :2]).max() <= LARGEST_NORMALISED:
-        raise UsageError(
-            f"{pose.path}: the hand crop needs pixels, the skeleton's coordinates are normalised"
-        )
+        message = f"the hand crop needs {COCO_JOINTS} COCO joints, the skeleton has {joints}"
+        raise PoseError("unreadable", pose.path, message)
     person = pose.keypoints[pose.keypoints[..., 2].mean(axis=(1, 2)).argmax()].astype(np.float64)  # [T, V, 3]
     image_height, image_width = pose.image_size or (height, width)
     points = person[..., :2] * (width / image_width, height / image_height)
     boxes, valid = _boxes(points, person[..., 2] >= MIN_SCORE)
     if not valid.any():
         raise PoseError("missing", pose.path, f"no frame shows a person with scores of {MIN_SCORE} or more")
+    if pose.image_size is None and np.abs(pose.keypoints[..., :2]).max() <= LARGEST_NORMALISED:
+        raise PoseError("unreadable", pose.path, "the hand crop needs pixels, the coordinates are normalised")
     smooth = _smoothed(_filled(boxes, valid))
     moments = ((np.arange(picks) + 0.5) * count / picks).astype(int)
     return [_inside(smooth[moment], height, width) for moment in moments]

@@ -86,8 +86,7 @@ TEACHERS: dict[str, TeacherFacts] = {
         _CLIP,
         "MIT",
         False,
-        "a reconstruction: CLIP ViT-B/16 on a pose-guided crop round the hands. The authors' SK-EGO is "
-        "unpublished",
+        "a reconstruction: CLIP ViT-B/16 on a pose-guided crop round the hands. The authors' SK-EGO is unpublished",
     ),
     "exo_siglip": _siglip("exo"),
     "ego_siglip": _siglip("ego"),

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, UsageError
-from ...pipeline.poses import Keypoints, Pose
+from ...errors import ConfigError
+from ...pipeline.poses import Keypoints, Pose, PoseError
 from ..graphs import GRAPHS, graph_of
 from ..stgcn import STANDARD_WIDTHS, STGCN, Variant, read_pyskl_checkpoint
 from .base import Teacher
@@ -51,10 +51,8 @@ class SkeletonTeacher(Teacher):
         pose = self._checked_pose(pose)
         joints, channels = pose.keypoints.shape[2], self._model.channels
         if joints != self._model.joints:
-            raise UsageError(
-                f"{pose.path}: teacher {self.key!r} wants {self._model.joints} joints, the skeleton has "
-                f"{joints}"
-            )
+            message = f"teacher {self.key!r} wants {self._model.joints} joints, the skeleton has {joints}"
+            raise PoseError("unreadable", pose.path, message)
         points = self._normalised(pose)
         points = sample_frames(pad_persons(points), self.config.pose_frames)
         return torch.from_numpy(np.ascontiguousarray(points[..., :channels]))
@@ -102,9 +100,7 @@ def _random(config: TeacherConfig, source: WeightsSource) -> STGCN:
             f"architecture: base_width and stages are numbers, inflate a list of them: {error}"
         ) from error
     if variant not in {"stgcn", "stgcn++"} or not widths or min(widths) < 6 or not isinstance(classes, int):
-        raise ConfigError(
-            "architecture: variant is stgcn or stgcn++, base_width at least 6, stages at least 1"
-        )
+        raise ConfigError("architecture: variant is stgcn or stgcn++, base_width at least 6, stages at least 1")
     return STGCN(config.graph or "coco", widths=widths, classes=classes, variant=variant, seed=source.seed)
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import UsageError
-from ...pipeline.poses import Keypoints, Pose
-from .hands import LARGEST_NORMALISED
+from ...pipeline.poses import LARGEST_NORMALISED, Keypoints, Pose, PoseError
 
 PERSONS = 2
 MIN_SCORE = 0.01
@@ -22,20 +20,22 @@ _SPINE_BASE, _SPINE, _LEFT_SHOULDER, _RIGHT_SHOULDER = 0, 1, 4, 8  # of the 25 K
 def normalise_2d(pose: Pose) -> Keypoints:
     """Pixels (x, y, score) to x and y in -1..1 about the image's centre; scores <= 0.01 become zeros.
 
-    Without an image size the coordinates must be normalised already. Raises `UsageError` when they look like
-    pixels, or when the third channel is no score.
+    Without an image size the coordinates must be normalised already. Raises `PoseError` (unreadable) when they look
+    like pixels, or when the third channel is no score.
     """
     points = pose.keypoints.copy()
     if not (points[..., 2].min() >= 0 and points[..., 2].max() <= _LARGEST_SCORE):
-        raise UsageError(f"{pose.path}: the third channel is no score; a 2-D layout takes x, y, score")
+        raise PoseError("unreadable", pose.path, "the third channel is no score; a 2-D layout takes x, y, score")
     if pose.image_size is not None:
         height, width = pose.image_size
         half = np.array([width / 2, height / 2], dtype=np.float32)
         points[..., :2] = (points[..., :2] - half) / half
     elif np.abs(points[..., :2]).max() > LARGEST_NORMALISED:
-        raise UsageError(
-            f"{pose.path}: coordinates in pixels, but no image size; use a PYSKL pickle with img_shape, or "
-            "store (x - w/2)/(w/2) and (y - h/2)/(h/2)"
+        raise PoseError(
+            "unreadable",
+            pose.path,
+            "coordinates in pixels, but no image size; use a PYSKL pickle with img_shape, or "
+            "store (x - w/2)/(w/2) and (y - h/2)/(h/2)",
         )
     points[points[..., 2] <= MIN_SCORE] = 0.0
     return points

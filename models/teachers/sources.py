@@ -10,10 +10,7 @@ from ...errors import ConfigError
 
 SourceKind = Literal["hub", "dir", "file", "random"]
 
-FORMS = (
-    "hub:<id>, hub:<id>@<revision>, dir:<folder written by save_pretrained>, "
-    "file:<checkpoint> or random:<seed>"
-)
+FORMS = "hub:<id>, hub:<id>@<revision>, dir:<folder written by save_pretrained>, file:<checkpoint> or random:<seed>"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MAX_SEED = 2**63 - 1
 
@@ -64,7 +61,5 @@ def _parse_hub(text: str, rest: str) -> WeightsSource:
 
 def _parse_random(text: str, rest: str) -> WeightsSource:
     if not re.fullmatch(r"[0-9]+", rest) or int(rest) > _MAX_SEED:
-        raise ConfigError(
-            f"weights {text!r}: expected random:<seed> with a whole number from 0 to {_MAX_SEED}"
-        )
+        raise ConfigError(f"weights {text!r}: expected random:<seed> with a whole number from 0 to {_MAX_SEED}")
     return WeightsSource("random", str(int(rest)))

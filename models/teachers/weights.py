@@ -69,9 +69,7 @@ def import_transformers() -> Any:
     except (ImportError, RuntimeError, AttributeError) as error:
         advice = "reinstall transformers"
         if importlib.util.find_spec("torchvision") is not None:
-            advice = (
-                "torchvision is not needed and breaks it when it does not match torch: uninstall torchvision"
-            )
+            advice = "torchvision is not needed and breaks it when it does not match torch: uninstall torchvision"
         raise WeightsError(f"transformers cannot be imported ({error}); {advice}") from error
     return library
 

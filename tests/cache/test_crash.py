@@ -69,7 +69,7 @@ def count_operations(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object])
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("tear", [False, True])
+@pytest.mark.parametrize("tear", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_crash_point(tmp_path: Path, toy: Any, tree: Any, monkeypatch: pytest.MonkeyPatch, tear: bool) -> None:
     """Creation, two shards, growth by another; stopped before each operation, and within each write."""
     stages = [lambda root: toy.extract(root, FIRST), lambda root: toy.extract(root, ALL)]

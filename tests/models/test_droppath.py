@@ -67,9 +67,7 @@ def mlp(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return linear(state, f"{name}.fc2", hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
 
 
-def slow_clip(
-    model: TimeSformer, clip: Tensor, masks: Sequence[BlockMasks | None], b: int
-) -> tuple[Tensor, Tensor]:
+def slow_clip(model: TimeSformer, clip: Tensor, masks: Sequence[BlockMasks | None], b: int) -> tuple[Tensor, Tensor]:
     """Logits and token of one clip [3, T, H, W], `masks` row b."""
     state = dict(model.state_dict())
     size, patch = model.geometry["width"], model.geometry["patch_size"]
@@ -81,9 +79,7 @@ def slow_clip(
             position = state["pos_embed"][0, 1 + (i * side // h) * side + j * side // w]
             for t in range(frames):
                 pixels = clip[:, t, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
-                embedded = (state["patch_embed.proj.weight"] * pixels).sum((1, 2, 3)) + state[
-                    "patch_embed.proj.bias"
-                ]
+                embedded = (state["patch_embed.proj.weight"] * pixels).sum((1, 2, 3)) + state["patch_embed.proj.bias"]
                 time = state["time_embed"][0, t * state["time_embed"].shape[1] // frames]
                 x[i * w + j, t] = embedded + position + time
     cls = state["cls_token"][0, 0] + state["pos_embed"][0, 0]
@@ -96,15 +92,11 @@ def slow_clip(
         )
         heads = model.geometry["heads"]
         for n in range(h * w):
-            mixed = attention(
-                state, f"{block}.temporal_attn", norm(state, f"{block}.temporal_norm1", x[n]), heads
-            )
+            mixed = attention(state, f"{block}.temporal_attn", norm(state, f"{block}.temporal_norm1", x[n]), heads)
             x[n] = x[n] + linear(state, f"{block}.temporal_fc", scale[0][n] * mixed)
         before, after, shares = torch.cat((cls.expand(frames, 1, -1), x.transpose(0, 1)), 1), x.clone(), []
         for t in range(frames):
-            mixed = scale[1][t] * attention(
-                state, f"{block}.attn", norm(state, f"{block}.norm1", before[t]), heads
-            )
+            mixed = scale[1][t] * attention(state, f"{block}.attn", norm(state, f"{block}.norm1", before[t]), heads)
             shares.append(mixed[0])
             after[:, t] += mixed[1:]
         cls, x = cls + sum(shares) / frames, after

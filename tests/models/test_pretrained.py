@@ -62,9 +62,7 @@ def test_equals_the_reference(golden: dict[str, Tensor], case: str, classes: int
     assert report.resized == (["pos_embed"] if case == "pos36" else [])
     for name in report.unchanged:
         assert torch.equal(after[name], before[name]), name
-    differing = {
-        name for name in wanted if name not in expected and not torch.equal(after[name], wanted[name])
-    }
+    differing = {name for name in wanted if name not in expected and not torch.equal(after[name], wanted[name])}
     assert differing == ({"pos_embed"} if case == "pos36" else set())
     if classes == 7:
         assert torch.equal(after["head.weight"], source["head.weight"])
@@ -130,9 +128,7 @@ def test_a_timesformer_with_other_frames(golden: dict[str, Tensor]) -> None:
         ({"blocks.0.temporal_fc.weight": torch.zeros(47, 48)}, r"temporal_fc\.weight \[47, 48\]"),
     ],
 )
-def test_refuses_and_changes_nothing(
-    golden: dict[str, Tensor], change: dict[str, Tensor | None], says: str
-) -> None:
+def test_refuses_and_changes_nothing(golden: dict[str, Tensor], change: dict[str, Tensor | None], says: str) -> None:
     source = {**with_head(part(golden, "same_classes/in/"), 7), **change}
     model = tiny()
     before = snapshot(model)

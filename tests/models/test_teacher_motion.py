@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from uniego.errors import ConfigError, UsageError, WeightsError
+from uniego.errors import ConfigError, WeightsError
 from uniego.models import TimeSformer
 from uniego.models.stgcn import STGCN
 from uniego.models.teachers import TeacherConfig, build_teacher, tiny_teachers
@@ -101,7 +101,7 @@ def test_stgcn_checkpoint_gives_its_pooled_feature(tmp_path: Path) -> None:
     assert teacher.fingerprint()["architecture"]["graph"] == "coco"
     with pytest.raises(ConfigError, match=r"openpose has 18 joints, .* 17"):
         build_teacher("exo_skl", config.model_copy(update={"graph": "openpose"}))
-    with pytest.raises(UsageError, match="wants 17 joints, the skeleton has 25"):
+    with pytest.raises(PoseError, match="wants 17 joints, the skeleton has 25"):
         teacher.prepare(pose=Pose(np.zeros((1, 9, 25, 3), np.float32), None, "pose"))
 
 
@@ -120,9 +120,9 @@ def test_pixels_become_fractions_about_the_centre() -> None:
     assert points[0, 0, 3, 0] == 7
     ready = np.array([[[[-1, 0.5, 0.5]]]], np.float32)
     np.testing.assert_array_equal(normalise_2d(Pose(ready, None)), ready)
-    with pytest.raises(UsageError, match="pixels, but no image size"):
+    with pytest.raises(PoseError, match="pixels, but no image size"):
         normalise_2d(Pose(points, None))
-    with pytest.raises(UsageError, match="no score"):
+    with pytest.raises(PoseError, match="no score"):
         normalise_2d(Pose(np.full((1, 1, 17, 3), -2, np.float32), (200, 300)))
 
 
@@ -207,11 +207,11 @@ def test_the_clearest_person_is_followed() -> None:
 
 def test_skeletons_that_show_no_hands() -> None:
     with pytest.raises(PoseError) as caught:
-        hand_squares(Pose(np.zeros((1, 9, 17, 3), np.float32), (200, 300), "p"), 8, 200, 300)
+        hand_squares(Pose(np.zeros((1, 9, 17, 3), np.float32), None, "p"), 8, 200, 300)
     assert caught.value.reason == "missing"
-    with pytest.raises(UsageError, match="17 COCO joints, the skeleton has 18"):
+    with pytest.raises(PoseError, match="17 COCO joints, the skeleton has 18"):
         hand_squares(Pose(np.zeros((1, 9, 18, 3), np.float32), (200, 300), "p"), 8, 200, 300)
-    with pytest.raises(UsageError, match="normalised"):
+    with pytest.raises(PoseError, match="normalised"):
         hand_squares(Pose(np.ones((1, 9, 17, 3), np.float32), None, "p"), 8, 200, 300)
 
 

@@ -60,9 +60,7 @@ def video(*shape: int, seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-@pytest.mark.parametrize(
-    ("dtype", "name", "tolerance"), [(torch.float32, "f32", 1e-4), (torch.float64, "f64", 1e-8)]
-)
+@pytest.mark.parametrize(("dtype", "name", "tolerance"), [(torch.float32, "f32", 1e-4), (torch.float64, "f64", 1e-8)])
 def test_outputs_equal_the_reference(
     golden: dict[str, Tensor], kind: str, dtype: torch.dtype, name: str, tolerance: float
 ) -> None:
@@ -71,11 +69,7 @@ def test_outputs_equal_the_reference(
     with torch.no_grad():
         out = model(frames)
         cls, patches = model.encode(frames)
-    wanted = {
-        key.removeprefix(f"{kind}/{name}/"): t
-        for key, t in golden.items()
-        if key.startswith(f"{kind}/{name}/")
-    }
+    wanted = {key.removeprefix(f"{kind}/{name}/"): t for key, t in golden.items() if key.startswith(f"{kind}/{name}/")}
     tokens = model.norm(torch.cat((cls[:, None], patches.flatten(1, 2)), dim=1))
     got = {"logits": out.logits, "cls": out.token, "all_tokens": tokens}
     if kind == "multi":

@@ -166,9 +166,7 @@ def test_left_overs_of_the_dead_are_removed_and_files_in_use_are_not(tmp_path: P
     assert files.remove_partials(tmp_path / "none") == []
 
 
-def test_a_writer_whose_new_file_was_swept_away_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_whose_new_file_was_swept_away_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, swept = files._lock, []
 
     def sweep_first(fd: int, *, wait: bool) -> bool:

@@ -97,13 +97,17 @@ def test_an_annotation_that_ends_early_is_truncated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shape", "expected"), [((9, 17, 2), (1, 9, 17, 3)), ((2, 9, 17, 3), (2, 9, 17, 3))])
 def test_npy_files(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    np.save(tmp_path / "c.npy", np.ones(shape))
+    points = np.ones(shape)
+    points[..., :2] = 5
+    np.save(tmp_path / "c.npy", points)
     pose = read_pose(tmp_path / "c.npy", clip_id="c", image_size=(4, 6))
     assert pose.keypoints.shape == expected
     assert pose.keypoints.dtype == np.float32
     assert (pose.keypoints[..., -1] == 1).all()
     assert pose.image_size == (4, 6)
     assert read_pose(tmp_path / "c.npy", clip_id="c").image_size is None
+    np.save(tmp_path / "normalised.npy", points / 5)
+    assert read_pose(tmp_path / "normalised.npy", clip_id="c", image_size=(4, 6)).image_size is None
 
 
 def test_what_is_not_finite_was_not_found(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def network() -> TimeSformer:
 
 
 def soup(level: str, weights: Tensor | None = None) -> Soup:
-    made = Soup(states(), level)
+    order = [key.removeprefix("model.") for key in META["levels"][level]["merge_keys"]]
+    made = Soup(states(), level, order=order)
     if weights is not None:
         made.weights.copy_(weights.view_as(made.weights))
     return made
