@@ -2,6 +2,7 @@
 
 RUN/run.yaml, classes.json
 RUN/cache/                    the feature store (unless cache.root names another)
+RUN/extract/<teacher>.json    which features the settings stand for; locks of running extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
 RUN/evaluate/                 results
@@ -13,7 +14,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +85,40 @@ class Run:
     def proxy_folder(self, teacher: str) -> TaskFolder:
         """The training of one teacher's proxy (stage 2)."""
         return TaskFolder(self.root / "proxies" / teacher, f"proxy {teacher}")
+
+    def extraction_settings(self, teacher: str) -> dict[str, Any]:
+        """What the configuration says about a teacher's features. Whether random ones are allowed is not part of it."""
+        config = self.config.teachers[teacher].model_dump(mode="json", exclude={"allow_random"})
+        return {"teacher": config, "video": self.config.video.model_dump(), "dtype": self.config.cache.dtype}
+
+    def record_extraction(self, teacher: str, fingerprint: Mapping[str, Any]) -> None:
+        """Remember that features of this fingerprint are what the present settings ask for."""
+        record = {"settings": self.extraction_settings(teacher), "fingerprint": dict(fingerprint)}
+        if self.extraction_record(teacher) != record:
+            files.write_json(self.root / "extract" / f"{teacher}.json", record)
+
+    def extraction_record(self, teacher: str) -> dict[str, Any] | None:
+        """What `record_extraction` remembered: "settings" and "fingerprint"; None: nothing yet."""
+        path = self.root / "extract" / f"{teacher}.json"
+        record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return record
+
+    @contextmanager
+    def extracting(self, teachers: Sequence[str]) -> Iterator[None]:
+        """Mark these teachers as being extracted while the work inside goes on; several processes may."""
+        with ExitStack() as stack:
+            for teacher in teachers:
+                path = self._extract_lock(teacher)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _try_lock(stack.enter_context(path.open("ab")), shared=True)
+            yield
+
+    def is_extracting(self, teacher: str) -> bool:
+        """Whether a living process is extracting a teacher."""
+        return _is_locked(self._extract_lock(teacher))
+
+    def _extract_lock(self, teacher: str) -> Path:
+        return self.root / "extract" / f"{teacher}.lock"
 
     def choose(self, teachers: Sequence[str] | None) -> list[str]:
         """The named teachers in the pool's order, or all; an unknown name is a usage error."""
@@ -167,27 +202,27 @@ class TaskFolder:
 
     def running(self) -> bool:
         """Whether a living process holds the lock."""
-        path = self.path / "lock"
-        if not path.exists():
-            return False
-        with path.open("rb") as handle:
-            return not _try_lock(handle)
+        return _is_locked(self.path / "lock")
 
     @contextmanager
-    def work(self, fingerprint: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[bool]:
+    def work(
+        self, fingerprint: Mapping[str, Any], *, overwrite: bool = False, incomplete: bool = False
+    ) -> Iterator[bool]:
         """Hold the folder for the work inside; yields False when it is done already under the same settings.
+
+        `incomplete`: results that were recorded as done are not all there any more, so that there is work again.
 
         Raises `FingerprintMismatch` when it was begun under other settings (unless `overwrite`, which removes
         all of it first), `UniegoError` when another process is at it.
         """
         wanted = json.loads(json.dumps(fingerprint))
         record = self.record
-        if record is not None and not overwrite:
+        if record is not None and not overwrite and not self._kept_nothing(record):
             different = self.differences(fingerprint)
             if different:
                 advice = "Restore those settings, or start this part anew with --overwrite; nothing was changed."
                 raise FingerprintMismatch(f"{self.title} in {self.path}", different, advice)
-            if record["state"] == "done":
+            if record["state"] == "done" and not incomplete:
                 yield False
                 return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -204,6 +239,13 @@ class TaskFolder:
             except Exception as error:
                 self._write({"state": "failed", "fingerprint": wanted, "message": f"{error}"})
                 raise
+
+    def _kept_nothing(self, record: Mapping[str, Any]) -> bool:
+        """Whether begun work has left nothing but its record and logs: then other settings may take its place."""
+        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "checkpoints"}
+        left = {entry.name for entry in self.path.iterdir()}
+        checkpoints = self.path / "checkpoints"
+        return record["state"] != "done" and left <= logs and not any(checkpoints.glob("step-*"))
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Record the work inside `work` as done. Call it last: everything the results name must be on disk."""
@@ -228,10 +270,17 @@ class TaskFolder:
                 entry.unlink()
 
 
-def _try_lock(handle: IO[bytes]) -> bool:
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as handle:
+        return not _try_lock(handle)
+
+
+def _try_lock(handle: IO[bytes], *, shared: bool = False) -> bool:
     """Take the lock without waiting; True on file systems that have no locks."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -80,21 +80,33 @@ class PyAVVideo:
 
     def _run(self, run: Run, sink: _Sink) -> Iterator[Any]:
         """Decoded pictures of one stretch; the decoder is drained at its end, not fed beyond it."""
-        source = self._source
-        stream, context = source.stream, source.stream.codec_context
-        key_pts, seek_to = source.table.seek[run.start]
-        source.container.seek(seek_to, stream=stream)
-        place = -1
-        for packet in source.packets():
-            if place < 0 and packet.pts != key_pts:
-                continue
-            place = run.start if place < 0 else place + 1
+        stream, context = self._source.stream, self._source.stream.codec_context
+        for place, packet in enumerate(self._packets_from(run.start), run.start):
             if self._skip:
                 context.skip_frame = "DEFAULT" if packet.pts in sink.rows else "NONREF"
             yield from packet.decode()
             if place == run.end:
                 break
         yield from stream.decode(None)
+
+    def _packets_from(self, start: int) -> Iterator[Any]:
+        """Packets from the key frame at place `start`; `_Broken` if no seek finds it.
+
+        Some containers seek by pts and some by dts. A seek that lands early costs only reading.
+        """
+        source = self._source
+        pts, earlier = source.table.seek[start]
+        for target in dict.fromkeys((pts, earlier)):
+            source.container.seek(target, stream=source.stream)
+            packets = source.packets()
+            for packet in packets:
+                if packet.pts == pts:
+                    yield packet
+                    yield from packets
+                    return
+                if packet.dts is not None and packet.dts > earlier:
+                    break
+        raise _Broken(f"no seek finds the key frame at time stamp {pts}")
 
     def _plain(self, sink: _Sink) -> None:
         """Decode everything from the beginning until the last wanted frame."""

@@ -94,6 +94,8 @@ class Source:
             raise refuse(self.path, error, "reading") from error
 
     def _choose_stream(self) -> Any:
+        if not len(self.container.streams):
+            raise VideoError("truncated", self.path, "its index names no stream; cut short?")
         stream = self.container.streams.best("video")
         if stream is None or av.stream.Disposition.attached_pic in stream.disposition:
             raise VideoError("no_video", self.path, "no video stream")
@@ -107,6 +109,8 @@ class Source:
         for packet in self.packets():
             if packet.is_keyframe and not tried:
                 tried = True
+                if packet.has_sidedata("encryption_info"):  # what it decodes to need not look like an error
+                    raise VideoError("unreadable", self.path, "it is encrypted")
                 with suppress(FFmpegError):
                     self._picture = next(iter([*packet.decode(), *self.stream.decode(None)]), None)
             yield packet
@@ -128,13 +132,13 @@ class Source:
     def _scan(self) -> FrameTable:
         context = self.stream.codec_context
         table = scan(self._packets_and_picture(), context.codec.canonical_name, context.extradata)
-        if not table.ordered or self.container.format.name in _NO_PRESENTATION_TIMES:
-            self.reopen()
-            table = unordered(self._count_pictures(), table.cut)
-        if not len(table):
-            raise VideoError("no_video", self.path, "its video stream shows no frame")
         if table.cut:
             raise VideoError("truncated", self.path, f"the file ends in the middle of a frame, after {len(table)}")
+        if not table.ordered or self.container.format.name in _NO_PRESENTATION_TIMES:
+            self.reopen()
+            table = unordered(self._count_pictures())
+        if not len(table):
+            raise VideoError("truncated", self.path, "its video stream shows no frame")
         self._check_end(table)
         return table
 

@@ -7,7 +7,7 @@ decoded but not shown. All times are presentation times (pts): a file's own inde
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def scan(packets: Iterable[Any], codec: str, extradata: bytes | None = None) -> 
     cut = bool(rows) and rows[-1].corrupt
     times = [row.pts for row in rows]
     if None in times or len(set(times)) != len(times):
-        return unordered(sum(row.shown for row in rows), cut)
+        return replace(unordered(sum(row.shown for row in rows)), cut=cut)
     seek = {
         place: (row.pts, row.pts if row.dts is None else min(row.dts, row.pts))
         for place, row in enumerate(rows)
@@ -75,11 +75,11 @@ def scan(packets: Iterable[Any], codec: str, extradata: bytes | None = None) -> 
     return FrameTable(pts, place, start, seek, ordered=True, closed=closed, layered=layered, cut=cut)
 
 
-def unordered(count: int, cut: bool = False) -> FrameTable:
+def unordered(count: int) -> FrameTable:
     """A table of `count` frames known only by their order."""
     order = np.arange(count, dtype=np.int64)
     start = np.zeros_like(order)
-    return FrameTable(order, order, start, {0: (0, 0)}, ordered=False, closed=False, layered=False, cut=cut)
+    return FrameTable(order, order, start, {0: (0, 0)}, ordered=False, closed=False, layered=False, cut=False)
 
 
 def seconds(table: FrameTable, time_base: Fraction) -> npt.NDArray[np.float64]:

@@ -31,6 +31,15 @@ def outputs_name(run: Run, teacher: str, model_folder: Path) -> str:
     return f"proxy-{teacher}-{identity[:16]}"
 
 
+def outputs_complete(run: Run, index: ClipIndex, name: str) -> bool:
+    """Whether the store of that name holds all train clips."""
+    path = run.cache_root / name
+    if not path.exists():
+        return False
+    rows = index.rows(row_keys(run.table().split("train")))
+    return not FeatureStore.open(path, index).pending(rows)
+
+
 def _fingerprint(run: Run, model_folder: Path) -> dict[str, Any]:
     return {
         "weights": files.hash_file(model_folder / WEIGHTS),

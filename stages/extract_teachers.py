@@ -6,6 +6,8 @@ of clips is the unit of work: it is written whole or not at all.
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +47,14 @@ def extract_teachers(
     built = _build(run, keys)
     index = ClipIndex.plan(run.cache_root, row_keys(table.clips), run.config.cache.rows_per_shard)
     stores = {key: _open_store(run, index, teacher, overwrite) for key, teacher in built.items()}
+    for key, store in stores.items():
+        run.record_extraction(key, store.fingerprint)
     plan = _Plan.of(index, stores, table.clips)
     if plan.pending:
-        plan.announce(run)
+        plan.announce(run, stores)
         for teacher in built.values():
             teacher.to(device)
-        with StopFlag() as flag:
+        with StopFlag() as flag, run.extracting(list(built)):
             _work(run, plan, built, stores, flag)
     else:
         say(f"extract-teachers: all features of {', '.join(keys)} are there, nothing to do")
@@ -79,14 +83,24 @@ class _Plan:
         """Clips of this run in a shard."""
         return sum(row in self.clips for row in self.index.shard_rows(shard))
 
-    def announce(self, run: Run) -> None:
+    def announce(self, run: Run, stores: dict[str, FeatureStore]) -> None:
         """Say what is about to be done."""
-        teachers = sorted({key for keys in self.pending.values() for key in keys})
+        teachers = list(dict.fromkeys(key for keys in self.pending.values() for key in keys))
         clips = sum(self.count(shard) for shard in self.pending)
+        free = shutil.disk_usage(run.cache_root).free
         say(
             f"extract-teachers: {clips} of {len(self.clips)} clips in {len(self.pending)} shards of at most "
-            f"{self.index.rows_per_shard}, {len(teachers)} teachers ({', '.join(teachers)}), into {run.cache_root}"
+            f"{self.index.rows_per_shard}, {len(teachers)} teachers ({', '.join(teachers)}); "
+            f"{self.bytes(stores) / 1e6:.1f} MB into {run.cache_root} ({free / 1e9:.0f} GB free)"
         )
+
+    def bytes(self, stores: dict[str, FeatureStore]) -> int:
+        """Bytes of features that the pending shards will hold."""
+        per_row = {
+            key: sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in store.arrays.values())
+            for key, store in stores.items()
+        }
+        return sum(per_row[key] * len(self.index.shard_rows(s)) for s, keys in self.pending.items() for key in keys)
 
 
 def _check_files(run: Run, strict: bool) -> None:
@@ -150,7 +164,6 @@ def _attributes(run: Run, teacher: Teacher) -> dict[str, Any]:
         "teacher": teacher.key,
         "view": teacher.view,
         "random": teacher.is_random,
-        "settings": run.config.teachers[teacher.key].model_dump(mode="json"),
         **teacher.describe(),
     }
 
@@ -174,6 +187,7 @@ def _work(run: Run, plan: _Plan, teachers: dict[str, Teacher], stores: dict[str,
 def _report(run: Run, stores: dict[str, FeatureStore], rows: npt.NDArray[np.int64]) -> None:
     """One line per teacher; raises `CoverageError` below the minimum."""
     short = []
+    ours = {clip.clip_id for clip in run.table().clips}
     for key, store in stores.items():
         status = store.status(rows)
         done, failed, absent = (int((status == s).sum()) for s in (RowStatus.DONE, RowStatus.FAILED, RowStatus.ABSENT))
@@ -181,7 +195,7 @@ def _report(run: Run, stores: dict[str, FeatureStore], rows: npt.NDArray[np.int6
         share = done / named if named else None
         text = f"{100 * share:.1f} %" if share is not None else "no clip names its input"
         say(f"  {key}: {done} done, {failed} failed, {absent} without its input ({text})")
-        for failure in store.failures()[:3]:
+        for failure in [failure for failure in store.failures() if failure.clip_id in ours][:3] if failed else []:
             say(f"    {failure.clip_id}: {failure.reason}: {failure.message}")
         if share is not None and share < run.config.extract.min_coverage:
             short.append(f"{key} {100 * share:.1f} %")

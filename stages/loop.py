@@ -124,6 +124,11 @@ class Loop:
         self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
         self._saved_at = time.monotonic()
         resumed = self.position.total(self.plan)
+        plan = self.plan
+        say(
+            f"{self.task.title}: {plan.epochs} epochs of {plan.steps_per_epoch} steps, {plan.accumulate} micro-batches "
+            f"each, on {plan.device} in {plan.precision}; {plan.steps - resumed} steps left"
+        )
         try:
             with Meter(self.task.title, self.plan.steps, unit="steps", resumed=resumed) as meter:
                 stream = batches(*self._next_step())
@@ -228,7 +233,6 @@ class Loop:
         self.task.optimizer.load_state_dict(checkpoint.optimizer)
         state = checkpoint.state
         self.position = Position(state["epoch"], state["step"], state["best_score"], state["best_epoch"])
-        say(f"{self.task.title}: continuing at epoch {state['epoch']}, step {state['step']}")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -13,7 +13,8 @@ from ..errors import MissingInputError
 from ..models.teachers import teacher_view
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
-from .targets import row_keys, teacher_path
+from .export import outputs_complete
+from .targets import row_keys, stale_settings, teacher_path
 from .train_proxies import proxy_fingerprint
 
 State = str
@@ -61,11 +62,18 @@ def _extraction(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
     store = FeatureStore.open(teacher_path(run, key), index)
     states = store.status(index.rows(row_keys(clips)))
     counts = {name.lower(): int((states == code).sum()) for name, code in RowStatus.__members__.items()}
-    stale = store.attributes.get("settings") != config.model_dump(mode="json")
-    whole = counts["pending"] == 0
-    entry["state"] = "stale" if stale else "done" if whole else "partial"
+    stale = bool(stale_settings(run, store, key))
+    entry["state"] = _extraction_state(run.is_extracting(key), stale, counts)
     entry["random"] = bool(store.attributes.get("random"))
     return {**entry, **{name: counts[name] for name in ("done", "failed", "absent", "pending")}}
+
+
+def _extraction_state(running: bool, stale: bool, counts: Mapping[str, int]) -> State:
+    if running or stale:
+        return "running" if running else "stale"
+    if counts["pending"]:
+        return "partial"
+    return "failed" if counts["failed"] and not counts["done"] else "done"
 
 
 def _proxy(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
@@ -78,7 +86,10 @@ def _proxy(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
         wanted = proxy_fingerprint(run, key, FeatureStore.open(teacher_path(run, key), index))
     except (MissingInputError, FileNotFoundError):
         return {"state": "stale", "why": "its teacher's features are gone"}
-    return _task(folder, wanted)
+    entry = _task(folder, wanted)
+    if entry["state"] == "done" and not outputs_complete(run, index, folder.results["outputs"]):
+        return {"state": "partial", "why": "its outputs are not all in the cache"}
+    return entry
 
 
 def _distill(run: Run, able: list[str], proxies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cache import ClipIndex, FeatureStore, RowKey, RowStatus
-from ..errors import MissingInputError, UniegoError, UsageError
+from ..errors import FingerprintMismatch, MissingInputError, UniegoError, fingerprint_difference
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.progress import warn
@@ -69,26 +69,40 @@ def open_teacher(run: Run, index: ClipIndex, teacher: str) -> FeatureStore:
         raise MissingInputError(
             f"no features of {teacher} in {run.cache_root}: run `uniego extract-teachers --teacher {teacher}` first"
         )
-    return FeatureStore.open(path, index)
+    store = FeatureStore.open(path, index)
+    different = stale_settings(run, store, teacher)
+    if different:
+        raise FingerprintMismatch(
+            f"features of {teacher} in {path}",
+            different,
+            f"Run `uniego extract-teachers --teacher {teacher}` to check or make them for the present settings.",
+        )
+    return store
+
+
+def stale_settings(run: Run, store: FeatureStore, teacher: str) -> dict[str, tuple[Any, Any]]:
+    """In what the settings that features were extracted (or last checked) under differ from the run's present ones."""
+    record = run.extraction_record(teacher)
+    if record is None:
+        return {"extracted by this run": (False, True)}
+    stored = {"settings": record["settings"], "fingerprint": record["fingerprint"]}
+    return fingerprint_difference(
+        stored, {"settings": run.extraction_settings(teacher), "fingerprint": store.fingerprint}
+    )
 
 
 def pool(run: Run, *, strict: bool) -> list[str]:
     """Teachers that can teach: those with a feature for at least one train clip.
 
-    One without any is left out with a warning, or refused when `strict`. Refuses random features that the
-    configuration does not allow, and an empty pool.
+    One without any is left out with a warning, or refused when `strict`. Refuses an empty pool, and features
+    that were made under other settings (so random ones that the configuration does not name).
     """
     index = open_index(run)
     rows = index.rows(row_keys(run.table().split("train")))
     keys: list[str] = []
     empty: list[str] = []
-    for key, config in run.config.teachers.items():
+    for key in run.config.teachers:
         store = open_teacher(run, index, key)
-        if store.attributes.get("random") and not config.allow_random:
-            raise UsageError(
-                f"the features of {key} come from a random network; give teachers.{key}.weights real weights and "
-                f"extract again, or set teachers.{key}.allow_random to true to try things out"
-            )
         (keys if (store.status(rows) == RowStatus.DONE).any() else empty).append(key)
     if empty:
         message = f"no train clip has a feature of {', '.join(empty)} (see `uniego status`)"

@@ -14,7 +14,7 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from .compute import prepare, resolve_device
 from .encoder import read_model
-from .export import export_outputs
+from .export import export_outputs, outputs_complete
 from .fingerprints import training_fingerprint
 from .proxy_task import ProxyTask, feature_loss
 from .supervised import Supervised
@@ -56,7 +56,8 @@ def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
     folder = run.proxy_folder(key)
     index = open_index(run)
     store = open_teacher(run, index, key)
-    with folder.work(proxy_fingerprint(run, key, store), overwrite=overwrite) as needed:
+    incomplete = folder.done and not outputs_complete(run, index, folder.results["outputs"])
+    with folder.work(proxy_fingerprint(run, key, store), overwrite=overwrite, incomplete=incomplete) as needed:
         if not needed:
             say(f"proxy {key}: finished before, nothing to do")
             return
