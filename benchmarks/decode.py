@@ -84,10 +84,11 @@ def measure(path: Path, runs: int) -> list[dict[str, object]]:
     reference = METHODS["sequential"](str(path), picks)
     taken: dict[str, list[float]] = {name: [] for name in METHODS}
     frames: dict[str, Frames] = {}
-    for _ in range(runs):
-        for name, method in METHODS.items():
+    names = list(METHODS)
+    for run in range(runs):
+        for name in names[run % len(names) :] + names[: run % len(names)]:  # no method always follows another
             begin = time.perf_counter()
-            frames[name] = method(str(path), picks)
+            frames[name] = METHODS[name](str(path), picks)
             taken[name].append(time.perf_counter() - begin)
     return [
         {
