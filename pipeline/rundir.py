@@ -5,6 +5,7 @@ RUN/cache/                    the feature store (unless cache.root names another
 RUN/extract/<teacher>.json    which features the settings stand for; locks of running extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
+RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
 RUN/evaluate/                 results
 """
 
@@ -81,6 +82,11 @@ class Run:
     def merge_folder(self) -> TaskFolder:
         """The merge of the proxies (stage 3, first part)."""
         return TaskFolder(self.root / "distill" / "merge", "the merge")
+
+    @property
+    def ego_only_folder(self) -> TaskFolder:
+        """The student's network trained without any teacher, for comparison."""
+        return TaskFolder(self.root / "ego-only", "the ego-only network")
 
     def proxy_folder(self, teacher: str) -> TaskFolder:
         """The training of one teacher's proxy (stage 2)."""

@@ -54,7 +54,7 @@ def window_indices(
     _check(num_frames, fps, count, rate)
     if not (math.isfinite(start) and start >= 0):
         raise UsageError(f"start must be a number of frames >= 0, not {start}")
-    steps = np.linspace(0, window_length(fps, count, rate) - 1, count)
+    steps = np.linspace(0, max(window_length(fps, count, rate) - 1, 0.0), count)  # a window may be under a frame
     if has_duration:
         picks = math.ceil(start - _TIME_BASE_SLACK) + np.trunc(steps)
     else:

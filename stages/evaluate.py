@@ -69,6 +69,8 @@ def _model_folder(run: Run, model: str) -> Path:
     kind, _, teacher = model.partition(":")
     if kind == "proxy" and teacher in run.config.teachers:
         folder, command = run.proxy_folder(teacher), f"uniego train-proxies --teacher {teacher}"
+    elif model == "ego-only" and run.ego_only_folder.done:
+        folder, command = run.ego_only_folder, ""
     elif model == "student":
         folder, command = run.student_folder, "uniego distill"
     else:

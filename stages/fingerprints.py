@@ -26,7 +26,8 @@ def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]
     """
     config = run.config
     settings = section.model_dump()
-    settings.get("train", {}).pop("checkpoint", None)
+    for part in (settings, settings.get("train", {})):
+        part.pop("checkpoint", None)
     return {
         "seed": config.seed,
         "train_clips": clips_hash(run.table().split("train")),

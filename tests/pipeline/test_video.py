@@ -94,8 +94,7 @@ def _codec_options(sample: Sample) -> dict[str, str]:
     if sample.codec.startswith("libvpx"):  # hidden alternative reference frames
         return {"lag-in-frames": "16", "auto-alt-ref": "1", "g": "24", "b": "200k"}
     name = {"libx264": "x264-params", "libx265": "x265-params", "libsvtav1": "svtav1-params"}.get(sample.codec)
-    quiet = ":log-level=none" if sample.codec == "libx265" else ""
-    return {name: sample.options + quiet} if name else {"g": "12"}
+    return {name: sample.options + ":log-level=none" * (name == "x265-params")} if name else {"g": "12"}
 
 
 def _write(sample: Sample, path: Path) -> None:
@@ -164,7 +163,6 @@ def test_the_table_is_what_plain_decoding_shows(case: tuple[Sample, Path, list[F
     assert info.frame_count == len(reference) == len(info.times) == sample.frames - sample.first
     assert (info.height, info.width) == reference[0].shape[:2]
     assert info.rotation == sample.rotation % 360
-    assert info.times[0] == 0
     assert (np.diff(info.times) > 0).all()
     assert info.has_duration == (path.suffix not in (".mkv", ".webm", ".h264"))
     shown = np.array(sample.times or range(sample.first, sample.frames)) / (25 if path.suffix == ".h264" else 30)
@@ -175,12 +173,11 @@ def test_pyav_equals_plain_decoding_bit_by_bit(case: tuple[Sample, Path, list[Fr
     sample, path, reference = case
     if not sample.rotation:
         assert [number_in(image) for image in reference] == list(range(sample.first, sample.frames))
-    count = len(reference)
     with open_video(path) as video:
-        requests = [list(range(offset, count, 13)) for offset in range(13)]
-        for wanted in [*requests, list(range(count)), [count - 1, 0, 0, count // 2]]:
+        count = len(reference)
+        sparse = [list(range(offset, count, 13)) for offset in range(13)]
+        for wanted in [*sparse, list(range(count)), [count - 1, 0, 0, count // 2]]:
             frames = video.frames(wanted)
-            assert frames.dtype == np.uint8
             assert all(np.array_equal(image, reference[i]) for image, i in zip(frames, wanted, strict=True))
 
 
@@ -241,7 +238,7 @@ def test_nothing_is_read_beyond_the_last_wanted_frame(long_video: Path, monkeypa
 def test_only_wanted_frames_are_held(long_video: Path) -> None:
     with open_video(long_video) as video:
         tracemalloc.start()
-        video.frames(range(0, 300, 40))
+        assert video.frames(range(0, 300, 40)).dtype == np.uint8
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 30 * 64 * 64 * 3
@@ -254,14 +251,15 @@ def test_numbers_outside_the_video_are_refused(backend: str, long_video: Path) -
         for outside in (-1, 300):
             with pytest.raises(UsageError, match=r"0\.\.299"):
                 video.frames([0, outside])
+    with pytest.raises(UsageError, match="pyav, decord"):
+        open_video(long_video, "opencv")
 
 
 def test_backends_name_what_decides_their_pixels() -> None:
     assert backend_identity("pyav").keys() == {"backend", "version", "libavcodec", "libavformat", "libswscale"}
     assert backend_identity("decord")["distribution"].startswith("decord")
-    for call in (backend_identity, lambda name: open_video(GOLDEN[0], name)):
-        with pytest.raises(UsageError, match="pyav, decord"):
-            call("opencv")
+    with pytest.raises(UsageError, match="pyav, decord"):
+        backend_identity("opencv")
 
 
 def _info(times: list[float], fps: float = 10.0) -> VideoInfo:
@@ -288,8 +286,8 @@ def test_segments(start: float | None, end: float | None, frames: tuple[int, int
 
 
 def test_segments_of_a_variable_rate_go_by_time() -> None:
-    assert segment(_info([0.0, 0.1, 0.5, 2.0]), 0.1, 1.0) == (1, 3)
-    assert segment(_info([0.0, 0.1, 0.5, 2.0]), 1.0, 1.2) == (2, 3)
+    info = _info([0.0, 0.1, 0.5, 2.0])
+    assert [segment(info, 0.1, 1.0), segment(info, 1.0, 1.2)] == [(1, 3), (2, 3)]
 
 
 def test_segments_outside_the_video_are_refused() -> None:
