@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 
 from . import __version__, cli_data
 from .cli_data import JsonOption, SetOption
-from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, Stopped, UniegoError, UsageError
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
 
 if TYPE_CHECKING:
     from .pipeline.rundir import Run
@@ -112,6 +113,15 @@ VersionOption = Annotated[
 @app.callback()
 def _root(version: VersionOption = False) -> None:
     """Distil nine frozen ego-exo teachers into one encoder that needs the ego video alone."""
+
+
+STAGES = {"extract-teachers", "train-proxies", "distill", "evaluate"}
+
+
+def _stop_before_start() -> None:
+    """Until a stage listens to stop signals itself, one ends the process at once: nothing has been begun."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
 
 
 def _open(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | None = None) -> Run:
@@ -247,6 +257,8 @@ def config_show(run: RunOption = Path(), overrides: SetOption = None) -> None:
 
 def main() -> None:
     """Entry point of the console script and of `python -m uniego`."""
+    if STAGES & set(sys.argv[1:2]):
+        _stop_before_start()
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # odd file names, terminals without Unicode
     try:

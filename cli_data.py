@@ -127,6 +127,7 @@ def _describe(table: ClipTable) -> list[str]:
     lines = [
         f"clips: {len(table.clips)} ({splits}); classes: {table.num_classes}; with exo video: {exo}; with poses: {pose}"
     ]
+    lines.extend(_describe_extra(table))
     unseen = {clip.label for clip in table.split("test")} - {clip.label for clip in table.split("train")}
     if not table.splits["train"]:
         lines.append("note: the table has no train clips")
@@ -135,6 +136,25 @@ def _describe(table: ClipTable) -> list[str]:
         shown = ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
         lines.append(f"note: {len(names)} classes of the test split have no train clip: {shown}")
     return lines
+
+
+def _describe_extra(table: ClipTable) -> list[str]:
+    """Columns that mean nothing here, and the known one that each may have been meant for."""
+    from .pipeline.clips import OPTIONAL
+
+    extra = list(table.clips[0].extra)
+    if not extra:
+        return []
+    lines = [f"further columns, kept as they are: {', '.join(extra)}"]
+    for name in extra:
+        close = difflib.get_close_matches(name.lower(), OPTIONAL, 1, 0.7)
+        if close and not any(_named(clip, close[0]) for clip in table.clips):
+            lines.append(f"warning: column {name!r} means nothing; did you mean {close[0]!r}?")
+    return lines
+
+
+def _named(clip: Clip, column: str) -> bool:
+    return getattr(clip, column) is not None
 
 
 def _describe_missing(table: ClipTable, missing: Sequence[tuple[Clip, str, Path]], most: int) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import WeightsError
@@ -154,10 +155,23 @@ def check_names(state: Iterable[str], where: str) -> int:
     return depth
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """The dict stored in a torch file, on the CPU, memory-mapped where possible; WeightsError otherwise."""
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a `.safetensors` file on the CPU, and its metadata; WeightsError when it cannot be read."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors: {error}") from error
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """The dict stored in a torch or safetensors file, on the CPU; WeightsError when it cannot be read."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return dict(read_safetensors(path)[0])
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, MemoryError):

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import nn
 
-from ..models.teachers import TeacherConfig
+from ..models.teachers import TeacherConfig, teacher_view
+
+_TAKEN = ("index", *sorted(name for name in dir(nn.ModuleDict) if not name.startswith("_")))
+"""Names of the cache's own folder and of what a module holds already."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -205,7 +210,8 @@ class MergeConfig(Section):
     """Stage 3, first part: the learned convex combination of the proxies."""
 
     level: Literal["model", "layer", "parameter", "average"] = "model"
-    """One weight per proxy (the paper's), per proxy and layer, per proxy and parameter tensor, or fixed 1/R."""
+    """model: one weight per proxy (the paper's); layer: one per proxy and layer; parameter: one per proxy and
+    tensor; average: fixed 1/R."""
     epochs: Positive = 2
     """Passes over the train split."""
     lr: Annotated[float, Field(gt=0.0)] = 0.01
@@ -255,7 +261,7 @@ class DistillConfig(SPDOptions):
 
 
 class EvaluateConfig(Section):
-    """The protocol of evaluation and of `uniego.load(...).encode`."""
+    """The protocol of evaluation and of `uniego.load(RUN).encode`; an exported folder keeps its own."""
 
     views: Positive = 1
     """Temporal views per clip; raw logits are summed over views and crops."""
@@ -275,7 +281,7 @@ class ComputeConfig(Section):
     threads: Positive | None = None
     """Threads of the arithmetic on a CPU; null: all cores. Results repeat bit for bit at a fixed number."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that decode videos for training; 0: in the main process. Does not change results."""
+    """Processes that decode videos for training (0: in the main process), threads that do for extraction."""
 
 
 class RunConfig(Section):
@@ -301,6 +307,15 @@ class RunConfig(Section):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     compute: ComputeConfig = ComputeConfig()
+
+    @field_validator("teachers")
+    @classmethod
+    def _plain_names(cls, teachers: dict[str, TeacherConfig]) -> dict[str, TeacherConfig]:
+        for key, config in teachers.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", key) or key in _TAKEN:
+                raise ValueError(f"{key!r} cannot name a teacher: use letters, digits and _, and none of {_TAKEN}")
+            teacher_view(key, config)
+        return teachers
 
     @model_validator(mode="after")
     def _crop_fits(self) -> RunConfig:

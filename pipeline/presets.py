@@ -100,5 +100,5 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"unknown preset {name!r}{hint}; there are {', '.join(PRESETS)}")
+        raise UsageError(f"unknown preset {name!r}{hint}; presets: {', '.join(PRESETS)}")
     return PRESETS[name]()

@@ -5,6 +5,8 @@ Everything goes to standard error, so that standard output holds results only.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
 
@@ -12,6 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL = 10.0  # seconds between plain lines
+
+
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the results has seen enough."""
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (open until the end)
+        raise SystemExit(0)
+
+
+def results_console() -> Console:
+    """The console for results, on standard output."""
+    return _Results(highlight=False)
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 clip", "2 clips"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def console() -> Console:

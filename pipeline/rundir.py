@@ -2,7 +2,7 @@
 
 RUN/run.yaml, classes.json
 RUN/cache/                    the feature store (unless cache.root names another)
-RUN/extract/<teacher>.json    which features the settings stand for; locks of running extractions
+RUN/extract/                  which features the settings stand for, sizes of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
 RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from ..errors import (
     UsageError,
     fingerprint_difference,
 )
-from . import files
+from . import files, sources
 from .clips import ClipTable, hold_out, read_clip_table
 from .config import RunConfig
 from .configfile import load_config, write_config
@@ -51,10 +52,10 @@ class Run:
         if path.exists():
             raise UsageError(f"{path} exists: this folder is a run already; choose another folder")
         run = cls(directory, config)
-        run.table()  # a table that cannot be read makes no run
+        table = run.table()  # a table that cannot be read makes no run
         directory.mkdir(parents=True, exist_ok=True)
+        files.write_json(run._classes_path, list(table.classes))
         write_config(path, config)
-        run._store_classes(run.table())
         return run
 
     @classmethod
@@ -92,6 +93,28 @@ class Run:
         """The training of one teacher's proxy (stage 2)."""
         return TaskFolder(self.root / "proxies" / teacher, f"proxy {teacher}")
 
+    def command(self, words: str) -> str:
+        """The words of a `uniego` command for this run, as they can be typed here."""
+        here = self.root.resolve() == Path.cwd()
+        return f"uniego {words}" if here else f"uniego {words} --run {self.root}"
+
+    def record_sources(self) -> None:
+        """Take the sizes of all files of the table, and keep them with the run."""
+        sizes = sources.measure(self.table().clips)
+        path = self.root / "extract" / "sources.json"
+        if not path.exists() or self.sources != sizes:
+            files.write_json(path, sizes)
+        self.__dict__["sources"] = sizes
+
+    @cached_property
+    def sources(self) -> Mapping[str, int | None]:
+        """Sizes of the table's files when features were last extracted. Raises `MissingInputError` before that."""
+        path = self.root / "extract" / "sources.json"
+        if not path.exists():
+            raise MissingInputError(f"no features were extracted in {self.root}: run `uniego extract-teachers` first")
+        sizes: dict[str, int | None] = json.loads(path.read_text(encoding="utf-8"))
+        return sizes
+
     def extraction_settings(self, teacher: str) -> dict[str, Any]:
         """What the configuration says about a teacher's features. Whether random ones are allowed is not part of it."""
         config = self.config.teachers[teacher].model_dump(mode="json", exclude={"allow_random"})
@@ -116,7 +139,7 @@ class Run:
             for teacher in teachers:
                 path = self._extract_lock(teacher)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _try_lock(stack.enter_context(path.open("ab")), shared=True)
+                _lock_soon(stack.enter_context(path.open("ab")), shared=True)
             yield
 
     def is_extracting(self, teacher: str) -> bool:
@@ -162,9 +185,6 @@ class Run:
     @property
     def _classes_path(self) -> Path:
         return self.root / "classes.json"
-
-    def _store_classes(self, table: ClipTable) -> None:
-        files.write_json(self._classes_path, list(table.classes))
 
 
 class TaskFolder:
@@ -222,21 +242,22 @@ class TaskFolder:
         all of it first), `UniegoError` when another process is at it.
         """
         wanted = json.loads(json.dumps(fingerprint))
-        record = self.record
-        if record is not None and not overwrite and not self._kept_nothing(record):
-            different = self.differences(fingerprint)
-            if different:
-                advice = "Restore those settings, or start this part anew with --overwrite; nothing was changed."
-                raise FingerprintMismatch(f"{self.title} in {self.path}", different, advice)
-            if record["state"] == "done" and not incomplete:
-                yield False
-                return
+        if self.done and not overwrite and not incomplete:
+            self._refuse_other_settings(fingerprint)
+            yield False
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("ab") as handle:
-            if not _try_lock(handle):
+            if not _lock_soon(handle):
                 raise UniegoError(f"another process is working on {self.title} ({self.path}); wait for it or stop it")
-            if overwrite:
-                self._clear()
+            record = self.record  # under the lock: another process may have finished meanwhile
+            if overwrite or record is None:
+                self._clear()  # without a record, what is left is of an --overwrite that was cut short
+            elif not self._kept_nothing(record):
+                self._refuse_other_settings(fingerprint)
+                if record["state"] == "done" and not incomplete:
+                    yield False
+                    return
             self._write({"state": "started", "fingerprint": wanted})
             try:
                 yield True
@@ -245,6 +266,12 @@ class TaskFolder:
             except Exception as error:
                 self._write({"state": "failed", "fingerprint": wanted, "message": f"{error}"})
                 raise
+
+    def _refuse_other_settings(self, fingerprint: Mapping[str, Any]) -> None:
+        different = self.differences(fingerprint)
+        if different:
+            advice = "Restore those settings, or start this part anew with --overwrite; nothing was changed."
+            raise FingerprintMismatch(f"{self.title} in {self.path}", different, advice)
 
     def _kept_nothing(self, record: Mapping[str, Any]) -> bool:
         """Whether begun work has left nothing but its record and logs: then other settings may take its place."""
@@ -274,6 +301,15 @@ class TaskFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _lock_soon(handle: IO[bytes], *, shared: bool = False) -> bool:
+    """Take the lock; a moment's patience, since `status` holds it while it looks."""
+    for _ in range(20):
+        if _try_lock(handle, shared=shared):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _is_locked(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
@@ -46,6 +48,42 @@ class Video(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+class _Scans:
+    """What scans found, for files as they are now: long videos are opened again for every segment of them.
+
+    Bounded by the number of frames in all tables; the oldest go first. Safe for threads.
+    """
+
+    def __init__(self, most_frames: int = 1_000_000) -> None:
+        self._most, self._frames = most_frames, 0
+        self._found: OrderedDict[tuple[str, int, int, int], tuple[FrameTable, VideoInfo]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def key(path: str) -> tuple[str, int, int, int]:
+        status = os.stat(path)  # noqa: PTH116
+        return path, status.st_ino, status.st_mtime_ns, status.st_size
+
+    def get(self, path: str) -> tuple[FrameTable, VideoInfo] | None:
+        key = self.key(path)
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            return self._found.get(key)
+
+    def put(self, key: tuple[str, int, int, int], table: FrameTable, info: VideoInfo) -> None:
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = table, info
+                self._frames += len(table)
+            while self._frames > self._most and len(self._found) > 1:
+                _, (old, _) = self._found.popitem(last=False)
+                self._frames -= len(old)
+
+
+_SCANS = _Scans()
+
+
 class Source:
     """An open container with its one video stream, and what a scan of its packets says.
 
@@ -59,8 +97,7 @@ class Source:
         self.reopen()
         try:
             self._picture: Any = None
-            self.table = self._scan()
-            self.info = self._describe(self._picture or self._first_picture())
+            self.table, self.info = _SCANS.get(self.path) or self._scanned()
         except BaseException:
             self.close()
             raise
@@ -129,6 +166,13 @@ class Source:
             raise VideoError("unreadable", self.path, "its video stream holds no picture that decodes")
         return pictures[0]
 
+    def _scanned(self) -> tuple[FrameTable, VideoInfo]:
+        key = _Scans.key(self.path)
+        table = self._scan()
+        info = self._describe(self._picture or self._first_picture(), table)
+        _SCANS.put(key, table, info)
+        return table, info
+
     def _scan(self) -> FrameTable:
         context = self.stream.codec_context
         table = scan(self._packets_and_picture(), context.codec.canonical_name, context.extradata)
@@ -172,8 +216,8 @@ class Source:
                 return own
         return header if header > 0 else float(WINDOW_FPS)
 
-    def _describe(self, picture: Any) -> VideoInfo:
-        table, fps, stream = self.table, self._rate(self.table), self.stream
+    def _describe(self, picture: Any, table: FrameTable) -> VideoInfo:
+        fps, stream = self._rate(table), self.stream
         rotation = quarter_turns(picture) * 90
         size = (picture.width, picture.height) if rotation % 180 == 0 else (picture.height, picture.width)
         return VideoInfo(

@@ -25,6 +25,9 @@ _RESOLVERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+_UNICODE_BREAKS = "\x85\u2028\u2029"
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012
 
@@ -87,5 +90,13 @@ def parse(text: str, where: str) -> Any:
 
 def scalar(value: Any) -> str:
     """A value on one line (mappings and lists in flow style), so that `parse` gives the same value back."""
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=2**31, allow_unicode=True, sort_keys=False)
+    text = _dump(value, allow_unicode=True)
+    if any(mark in text for mark in _UNICODE_BREAKS):  # they would read back as spaces
+        text = _dump(value, allow_unicode=False)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _dump(value: Any, *, allow_unicode: bool) -> str:
+    return yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=2**31, allow_unicode=allow_unicode, sort_keys=False
+    )

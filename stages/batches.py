@@ -43,12 +43,24 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """A micro-batch. The tensors hold the clips that could be decoded; their number may be smaller than asked.
 
-    indices int64 [b]: positions in the list of clips; videos float32 [b, …]; failures of the others.
+    rows: positions in the list of clips; indices int64 [b]: the same on the device; videos float32 [b, …]; failures
+    of the others.
     """
 
+    rows: tuple[int, ...]
     indices: Tensor
     videos: Tensor
     failures: tuple[ClipFailure, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[int], videos: Tensor, failures: Sequence[ClipFailure] = ()) -> Batch:
+        """A batch of the clips at `rows`."""
+        return cls(tuple(rows), torch.tensor(rows, dtype=torch.int64), videos, tuple(failures))
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        indices, videos = (tensor.to(device, non_blocking=True) for tensor in (self.indices, self.videos))
+        return self._replace(indices=indices, videos=videos)
 
 
 class Protocol(NamedTuple):
@@ -170,7 +182,7 @@ def collate(items: Sequence[Sample | ClipFailure]) -> Batch:
     samples = [item for item in items if isinstance(item, Sample)]
     failures = tuple(item for item in items if isinstance(item, ClipFailure))
     videos = torch.stack([s.video for s in samples]) if samples else torch.empty(0)
-    return Batch(torch.tensor([s.position for s in samples], dtype=torch.int64), videos, failures)
+    return Batch.of([s.position for s in samples], videos, failures)
 
 
 def training_order(

@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, UniegoError
 from ..pipeline import files
 from ..pipeline.progress import warn
 
 KEEP = 2
+_DAMAGE = (OSError, ValueError, KeyError, SafetensorError, IntegrityError)
 _TENSORS = ("task.safetensors", "optimizer.safetensors")
 
 
@@ -43,8 +44,11 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> None:
-    """Write the checkpoint of optimiser step `step` and remove all but the last two."""
+    """Write the checkpoint of optimiser step `step` and remove all but the last two; a whole one is left as it is."""
     folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:09d}"
+    if final.exists() and _is_whole(final):
+        return
     for left in folder.glob(".step-*.partial"):  # of a process that was killed: the caller holds the folder's lock
         shutil.rmtree(left)
     partial = folder / f".step-{step:09d}.partial"
@@ -55,8 +59,7 @@ def save(
     hashes = {name: files.hash_file(partial / name) for name in _TENSORS}
     files.write_json(partial / "state.json", {"state": dict(state), "optimizer": numbers, "hashes": hashes})
     files.sync_dir(partial)
-    final = folder / f"step-{step:09d}"
-    if final.exists():  # the same step saved twice, by a stop right after a regular save
+    if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
     files.sync_dir(folder)
@@ -73,11 +76,21 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in reversed(steps):
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, SafetensorError, IntegrityError) as error:
+        except _DAMAGE as error:
             warn(f"checkpoint {path} is damaged ({error}); trying the one before it")
     if steps:
         raise IntegrityError(f"every checkpoint in {folder} is damaged; start this part anew with --overwrite")
     return None
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise `UniegoError` naming tensors that hold NaN or infinity: nothing that is not a number is ever kept."""
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise UniegoError(
+            f"{what}: {len(bad)} tensors are not finite numbers ({', '.join(bad[:3])}); lower the learning rate or use "
+            "precision fp32 or bf16, and start this part anew with --overwrite"
+        )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -85,6 +98,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole and durably, in the place of an older one."""
+    partial = path.with_name(f".{path.name}.partial")
+    save_tensors(partial, tensors)
+    partial.replace(path)
+    files.sync_dir(path.parent)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _load(path)
+    except _DAMAGE:
+        return False
+    return True
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..cache import FeatureStore
-from ..errors import MissingInputError
+from ..errors import FingerprintMismatch, MissingInputError
 from ..models import TimeSformer
 from ..models.teachers import teacher_view
 from ..pipeline import files
@@ -24,7 +24,7 @@ from ..pipeline.randomness import clip_stream
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from .batches import Batch
-from .checkpoints import save_tensors
+from .checkpoints import replace_tensors
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
@@ -32,7 +32,8 @@ from .loop import Loop
 from .merge import MergeTask, Soup
 from .spd import SPDLoss, slots, spd_loss
 from .supervised import Supervised, SupervisedTask
-from .targets import Bank, load_bank, open_index, pool, row_keys, warn_of_random
+from .targets import Bank, load_bank, open_index, open_teacher, pool, row_keys, warn_of_random
+from .train_proxies import has_outputs, proxy_fingerprint
 from .training import (
     fresh_model,
     make_batches,
@@ -56,17 +57,33 @@ def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
     """
     prepare(run.config.compute)
     proxies = pool(run, strict=strict)
+    _check_proxies(run, proxies)
+    warn_of_random(run, proxies)
+    with StopFlag() as flag:
+        _merge(run, proxies, flag, overwrite)
+        _train_student(run, proxies, flag, overwrite)
+    say(f"next: {run.command('evaluate')}")
+
+
+def _check_proxies(run: Run, proxies: list[str]) -> None:
+    """Refuse proxies that are missing, made under other settings, or without their outputs."""
+    index = open_index(run)
     left = [key for key in proxies if not run.proxy_folder(key).done]
     if left:
         raise MissingInputError(
             f"proxies are missing: {', '.join(left)}; run `uniego train-proxies` first, or take these teachers out "
             "of `teachers` in run.yaml"
         )
-    warn_of_random(run, proxies)
-    with StopFlag() as flag:
-        _merge(run, proxies, flag, overwrite)
-        _train_student(run, proxies, flag, overwrite)
-    say("next: uniego evaluate")
+    for key in proxies:
+        folder = run.proxy_folder(key)
+        different = folder.differences(proxy_fingerprint(run, key, open_teacher(run, index, key)))
+        if different:
+            advice = f"Restore those settings, or run `uniego train-proxies --teacher {key} --overwrite` first."
+            raise FingerprintMismatch(f"{folder.title} in {folder.path}", different, advice)
+        if not has_outputs(run, index, key):
+            raise MissingInputError(
+                f"outputs of proxy {key} are not all in the cache: run `uniego train-proxies` first"
+            )
 
 
 def merge_fingerprint(run: Run, proxies: list[str]) -> dict[str, Any]:
@@ -83,7 +100,7 @@ def student_fingerprint(run: Run, proxies: list[str]) -> dict[str, Any]:
 
 
 def _proxy_hashes(run: Run, proxies: list[str]) -> dict[str, str]:
-    return {key: files.hash_file(run.proxy_folder(key).path / "model" / WEIGHTS) for key in proxies}
+    return {key: run.proxy_folder(key).results["weights"] for key in proxies}
 
 
 def _merge(run: Run, proxies: list[str], flag: StopFlag, overwrite: bool) -> None:
@@ -96,15 +113,18 @@ def _merge(run: Run, proxies: list[str], flag: StopFlag, overwrite: bool) -> Non
         states = [load_file(run.proxy_folder(key).path / "model" / WEIGHTS) for key in proxies]
         order = list(fresh_model(run, {}).state_dict())
         soup = Soup(states, run.config.merge.level, device, order)
+        del states
         if run.config.merge.level != "average":
             _fit_merge(run, soup, flag)
-        save_tensors(folder.path / "merged.safetensors", soup.combined())
+        replace_tensors(folder.path / "merged.safetensors", soup.combined())
         alphas = dict(zip(soup.group_names, soup.alphas().tolist(), strict=True))
-        remove_scaffold(folder.path)
         folder.finish({"proxies": proxies, "alpha": alphas})
-    if len(alphas) == 1:
-        (weights,) = alphas.values()
-        say("merge weights: " + ", ".join(f"{k} {a:.3f}" for k, a in zip(proxies, weights, strict=True)))
+        remove_scaffold(folder.path)
+    for group, weights in list(alphas.items())[:20]:
+        shown = ", ".join(f"{k} {a:.3f}" for k, a in zip(proxies, weights, strict=True))
+        say(f"merge weights of {group}: {shown}")
+    if len(alphas) > 20:
+        say(f"and of {len(alphas) - 20} more, in {folder.path / 'record.json'}")
 
 
 def _fit_merge(run: Run, soup: Soup, flag: StopFlag) -> None:
@@ -153,7 +173,7 @@ class StudentTask(SupervisedTask):
         """Random proxies per clip as functions of (seed, epoch, clip), int64 [b, S]; the rule says which are valid."""
         proxies = self._bank.present.shape[1]
         count = slots(self._spd, proxies)
-        ids = [self.base.clips[i].clip_id for i in batch.indices.tolist()]
+        ids = [self.base.clips[i].clip_id for i in batch.rows]
         drawn = [clip_stream(self.base.seed, epoch, i, "selection").integers(proxies, size=count) for i in ids]
         return torch.tensor([row.tolist() for row in drawn], device=self.base.device), None
 
@@ -176,7 +196,7 @@ def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
     index = open_index(run)
     names = [run.proxy_folder(key).results["outputs"] for key in proxies]
     stores = [FeatureStore.open(run.cache_root / name, index) for name in names]
-    bank = load_bank(stores, index.rows(row_keys(clips)))
+    bank = load_bank(stores, index.rows(row_keys(run, clips)))
     say(f"student: outputs of {len(proxies)} proxies for {int(bank.present.any(1).sum())} of {len(clips)} train clips")
     model = fresh_model(run, {PROJECTION: run.config.student.width})
     _take_merged(model, load_file(run.merge_folder.path / "merged.safetensors"))

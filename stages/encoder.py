@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from ..errors import MissingInputError, WeightsError
 from ..models import TimeSformer, TimeSformerOutput
 from ..pipeline import files
 from ..pipeline.clips import Clip
+from ..pipeline.config import RunConfig
+from ..pipeline.configfile import load_config
 from .batches import ClipReader, Protocol
-from .checkpoints import save_tensors
+from .checkpoints import replace_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -32,9 +34,7 @@ def write_model(
 ) -> str:
     """Write a network as a folder that `load` opens anywhere; returns the hash of its weights file."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{WEIGHTS}.partial"
-    save_tensors(partial, tensors)
-    partial.replace(folder / WEIGHTS)
+    replace_tensors(folder / WEIGHTS, tensors)
     config = {
         "format": 1,
         "geometry": model.geometry,
@@ -61,6 +61,13 @@ def read_model(folder: Path) -> tuple[TimeSformer, dict[str, Any]]:
     except RuntimeError as error:
         raise WeightsError(f"{folder / WEIGHTS} does not fit {CONFIG} beside it: {error}") from error
     return model.eval(), config
+
+
+def run_protocol(run: RunConfig, model: Mapping[str, Any]) -> tuple[Protocol, ClipReader]:
+    """How a run looks at clips with a trained network: the network's own input, the run's evaluation protocol."""
+    reader = ClipReader.from_json(model["input"])
+    reader = replace(reader, single_short_side=run.evaluate.single_short_side, backend=run.video.backend)
+    return Protocol(run.evaluate.views, run.evaluate.crops), reader
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,13 @@ def load(folder: str | Path) -> Encoder:
     Raises `MissingInputError` naming what is missing and the command that makes it.
     """
     path = Path(folder)
-    if (path / "run.yaml").exists():
-        student = path / "distill" / "student" / "model"
-        if not (student / CONFIG).exists():
-            raise MissingInputError(f"the run in {path} has no student yet: run `uniego distill` there first")
-        path = student
-    model, config = read_model(path)
-    return Encoder(
-        model, ClipReader.from_json(config["input"]), Protocol(**config["protocol"]), tuple(config["classes"])
-    )
+    if not (path / "run.yaml").exists():
+        model, config = read_model(path)
+        protocol, reader = Protocol(**config["protocol"]), ClipReader.from_json(config["input"])
+        return Encoder(model, reader, protocol, tuple(config["classes"]))
+    student = path / "distill" / "student" / "model"
+    if not (student / CONFIG).exists():
+        raise MissingInputError(f"the run in {path} has no student yet: run `uniego distill` there first")
+    model, config = read_model(student)
+    protocol, reader = run_protocol(load_config(path / "run.yaml"), config)
+    return Encoder(model, reader, protocol, tuple(config["classes"]))

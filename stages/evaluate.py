@@ -5,22 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import MissingInputError, UniegoError, UsageError
 from ..pipeline import files
-from ..pipeline.progress import say
+from ..pipeline.progress import results_console, say, warn
 from ..pipeline.rundir import Run, TaskFolder
 from ..pipeline.signals import StopFlag
 from .compute import prepare
-from .encoder import CONFIG, WEIGHTS, read_model
-from .fingerprints import clips_hash
+from .encoder import CONFIG, WEIGHTS, read_model, run_protocol
+from .fingerprints import clips_hash, training_fingerprint
 from .recognition import Recognition, recognise
-from .training import evaluation_protocol
 
 
 def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> dict[str, Any]:
@@ -29,25 +28,28 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
     `model` is "student" or "proxy:<teacher>". Returns the results. Raises `MissingInputError` naming the command
     that trains it, `UniegoError` for a table without a test split.
     """
-    source = _model_folder(run, model)
+    trained = _model_folder(run, model)
+    source = trained.path / "model"
     clips = run.table().split("test")
     if not clips:
         raise UniegoError(f"{run.table().path} has no clip in the test split: nothing to evaluate on")
     device = prepare(run.config.compute)
     folder = TaskFolder(run.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
-    protocol = evaluation_protocol(run)
+    network, config = read_model(source)
+    protocol, reader = run_protocol(run.config, config)
     fingerprint = {
         "weights": files.hash_file(source / WEIGHTS),
         "test_clips": clips_hash(clips),
-        "protocol": {**protocol._asdict(), "policy": run.config.sampling.policy},
-        "video": run.config.video.model_dump(),
+        "protocol": protocol._asdict(),
+        "input": asdict(reader),
         "precision": run.config.compute.precision,
     }
-    with folder.work(fingerprint, overwrite=overwrite or _changed(folder, fingerprint)) as needed:
+    changed = bool(folder.differences(fingerprint))  # results are cheap: new ones replace those of something else
+    with folder.work(fingerprint, overwrite=overwrite or changed) as needed:
         if needed:
-            network, _ = read_model(source)
             with StopFlag() as flag:
-                result = recognise(run, network.to(device), clips, protocol, flag, title=f"evaluate {model}")
+                title = f"evaluate {model}"
+                result = recognise(run, network.to(device), clips, protocol, flag, reader=reader, title=title)
             if not len(result.labels):
                 raise UniegoError(f"none of the {len(clips)} test clips could be decoded")
             files.write_bytes(folder.path / "predictions.csv", _predictions(run, result))
@@ -59,26 +61,26 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
     return results
 
 
-def _changed(folder: TaskFolder, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether an older evaluation was of something else: results are cheap, a new one replaces it."""
-    record = folder.record
-    return record is not None and record["fingerprint"] != fingerprint
-
-
-def _model_folder(run: Run, model: str) -> Path:
+def _model_folder(run: Run, model: str) -> TaskFolder:
+    """Where a trained model lies; warns of one that was trained under other settings than the run has now."""
     kind, _, teacher = model.partition(":")
     if kind == "proxy" and teacher in run.config.teachers:
         folder, command = run.proxy_folder(teacher), f"uniego train-proxies --teacher {teacher}"
+        wanted = training_fingerprint(run, run.config.proxies, {})
     elif model == "ego-only" and run.ego_only_folder.done:
-        folder, command = run.ego_only_folder, ""
+        return run.ego_only_folder
     elif model == "student":
         folder, command = run.student_folder, "uniego distill"
+        wanted = training_fingerprint(run, run.config.distill, {})
     else:
         names = ", ".join(["student", *(f"proxy:{key}" for key in run.config.teachers)])
         raise UsageError(f"unknown model {model!r}: use one of {names}")
     if not folder.done or not (folder.path / "model" / CONFIG).exists():
         raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
-    return folder.path / "model"
+    different = [name for name in folder.differences(wanted) if not name.startswith("inputs")]
+    if different:
+        warn(f"{model} was trained under other settings than the run has now ({', '.join(different[:5])})")
+    return folder
 
 
 def _predictions(run: Run, result: Recognition) -> bytes:
@@ -101,14 +103,13 @@ def _predictions(run: Run, result: Recognition) -> bytes:
 
 
 def _print(results: Mapping[str, Any], protocol: Mapping[str, int], folder: Path) -> None:
-    table = Table(
-        title=f"{results['model']} on test: {results['clips']} clips, "
-        f"{protocol['views']} view(s) x {protocol['crops']} crop(s)"
-    )
+    table = Table(title=f"{results['model']} on test")
+    for name, value in (("clips", results["clips"]), ("views x crops", f"{protocol['views']} x {protocol['crops']}")):
+        table.add_column(name, justify="right", footer=str(value))
     for name in ("top-1", "top-5", "mean class"):
         table.add_column(name, justify="right")
     table.add_row(*(f"{results[key]:.1f}" for key in ("top1", "top5", "mean_class_accuracy")))
-    Console().print(table)
+    results_console().print(table)
     if results["failed"]:
         say(f"{results['failed']} clips could not be decoded and are not counted; see {folder / 'predictions.csv'}")
     say(f"predictions: {folder / 'predictions.csv'}")

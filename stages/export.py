@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus, fits
+from ..errors import CoverageError
 from ..models import TimeSformer
 from ..pipeline import files
 from ..pipeline.clips import Clip
-from ..pipeline.progress import Meter
+from ..pipeline.progress import Meter, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
 from .batches import SINGLE, Batch, ClipReader, load
-from .encoder import WEIGHTS
 from .loop import autocast
 from .targets import row_keys
 
 _REASON_NON_FINITE = "non_finite"
 
 
-def outputs_name(run: Run, teacher: str, model_folder: Path) -> str:
-    """Name of the store in the cache: by content, so that runs that share a cache keep their own."""
-    identity = files.hash_bytes(repr(sorted(_fingerprint(run, model_folder).items())).encode())
+def outputs_name(run: Run, teacher: str, weights: str) -> str:
+    """Name of the store in the cache: by content, so that runs that share a cache keep their own.
+
+    `weights` is the hash of the proxy's weights file.
+    """
+    identity = files.hash_bytes(json.dumps(_fingerprint(run, weights), sort_keys=True).encode())
     return f"proxy-{teacher}-{identity[:16]}"
 
 
@@ -36,13 +39,13 @@ def outputs_complete(run: Run, index: ClipIndex, name: str) -> bool:
     path = run.cache_root / name
     if not path.exists():
         return False
-    rows = index.rows(row_keys(run.table().split("train")))
+    rows = index.rows(row_keys(run, run.table().split("train")))
     return not FeatureStore.open(path, index).pending(rows)
 
 
-def _fingerprint(run: Run, model_folder: Path) -> dict[str, Any]:
+def _fingerprint(run: Run, weights: str) -> dict[str, Any]:
     return {
-        "weights": files.hash_file(model_folder / WEIGHTS),
+        "weights": weights,
         "sampling": run.config.sampling.model_dump(),
         "single_short_side": run.config.evaluate.single_short_side,
         "normalisation": [run.config.augment.mean, run.config.augment.std],
@@ -52,28 +55,42 @@ def _fingerprint(run: Run, model_folder: Path) -> dict[str, Any]:
 
 
 def export_outputs(
-    run: Run, teacher: str, index: ClipIndex, model: TimeSformer, model_folder: Path, flag: StopFlag
+    run: Run, teacher: str, index: ClipIndex, model: TimeSformer, weights: str, flag: StopFlag
 ) -> FeatureStore:
     """Write tokens float32 [N, width] and logits float32 [N, C] of the train clips; continues by shards.
 
-    `model` must be in eval mode on the device of the run. Raises `Stopped` between two shards.
+    `model` must be in eval mode on the device of the run, `weights` the hash of its file. Raises `Stopped` between
+    two shards, `CoverageError` when fewer clips than `extract.min_coverage` have outputs at the end.
     """
     geometry = model.geometry
     arrays = {
         "tokens": ArraySpec((geometry["width"],), "float32", ("width",), "CLS token after the final norm"),
         "logits": ArraySpec((geometry["num_classes"],), "float32", ("class",), "raw class scores"),
     }
-    name = outputs_name(run, teacher, model_folder)
+    name = outputs_name(run, teacher, weights)
     attributes = {"teacher": teacher, "made_by": "proxy", "view": "ego", "protocol": SINGLE._asdict()}
-    store = FeatureStore.create(run.cache_root / name, index, arrays, _fingerprint(run, model_folder), attributes)
+    store = FeatureStore.create(run.cache_root / name, index, arrays, _fingerprint(run, weights), attributes)
     clips = run.table().split("train")
-    by_row = dict(zip(index.rows(row_keys(clips)).tolist(), range(len(clips)), strict=True))
+    by_row = dict(zip(index.rows(row_keys(run, clips)).tolist(), range(len(clips)), strict=True))
     pending = store.pending(np.array(sorted(by_row), dtype=np.int64))
     work = [[row for row in index.shard_rows(shard) if row in by_row] for shard in pending]
     total = sum(len(rows) for rows in work)
     with Meter(f"proxy {teacher}: outputs", len(clips), resumed=len(clips) - total) as meter:
         _Export(run, model, clips, by_row).write(store, dict(zip(pending, work, strict=True)), meter, flag)
+    _check_coverage(run, teacher, store, sorted(by_row))
     return store
+
+
+def _check_coverage(run: Run, teacher: str, store: FeatureStore, rows: list[int]) -> None:
+    counts = store.coverage(np.array(rows, dtype=np.int64))
+    done, minimum = counts["done"], run.config.extract.min_coverage
+    if done < len(rows):
+        warn(f"proxy {teacher}: outputs of {done} of {len(rows)} train clips; the others could not be decoded")
+    if done < minimum * len(rows) or not done:
+        raise CoverageError(
+            f"proxy {teacher}: {done} of {len(rows)} train clips have outputs, below extract.min_coverage "
+            f"({100 * minimum:.1f} %); mend the clips or lower the minimum"
+        )
 
 
 class _Export:
@@ -99,7 +116,7 @@ class _Export:
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> tuple[Batch, dict[str, np.ndarray[Any, Any]]]:
-        if not len(batch.indices):
+        if not batch.rows:
             return batch, {}
         with autocast(self.device, self.run.config.compute.precision):
             out = self.model(batch.videos.to(self.device, non_blocking=True)[:, 0])
@@ -116,7 +133,7 @@ class _Export:
             for failure in batch.failures:
                 status[place[failure.clip_id]] = RowStatus.FAILED
                 failures.append(Failure(*failure))
-            for at, clip_id in enumerate(self.clips[i].clip_id for i in batch.indices.tolist()):
+            for at, clip_id in enumerate(self.clips[i].clip_id for i in batch.rows):
                 row = place[clip_id]
                 for name, output in outputs.items():
                     values[name][row] = output[at]

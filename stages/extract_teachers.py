@@ -6,6 +6,8 @@ of clips is the unit of work: it is written whole or not at all.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import shutil
 from collections.abc import Sequence
@@ -15,12 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import ArraySpec, ClipIndex, FeatureStore, RowStatus
+from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus
 from ..cache import remove as remove_store
 from ..errors import CoverageError, UniegoError, WeightsError
 from ..models.teachers import Teacher, build_teacher
+from ..pipeline import files
 from ..pipeline.clips import Clip, missing_files
-from ..pipeline.progress import Meter, say, warn
+from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
@@ -44,21 +47,28 @@ def extract_teachers(
     table = run.table()
     _check_files(run, strict)
     device = prepare(run.config.compute)
-    built = _build(run, keys)
-    index = ClipIndex.plan(run.cache_root, row_keys(table.clips), run.config.cache.rows_per_shard)
-    stores = {key: _open_store(run, index, teacher, overwrite) for key, teacher in built.items()}
-    for key, store in stores.items():
-        run.record_extraction(key, store.fingerprint)
-    plan = _Plan.of(index, stores, table.clips)
-    if plan.pending:
-        plan.announce(run, stores)
-        for teacher in built.values():
-            teacher.to(device)
-        with StopFlag() as flag, run.extracting(list(built)):
-            _work(run, plan, built, stores, flag)
-    else:
-        say(f"extract-teachers: all features of {', '.join(keys)} are there, nothing to do")
+    with StopFlag() as flag:
+        built = _build(run, keys)
+        flag.check()
+        run.record_sources()
+        index = ClipIndex.plan(run.cache_root, row_keys(run, table.clips), run.config.cache.rows_per_shard)
+        stores = {key: _open_store(run, index, teacher, overwrite) for key, teacher in built.items()}
+        for key, store in stores.items():
+            run.record_extraction(key, store.fingerprint)
+        plan = _Plan.of(run, index, stores)
+        if plan.pending:
+            plan.announce(run, stores)
+            for teacher in built.values():
+                teacher.to(device)
+            with run.extracting(list(built)):
+                _work(run, plan, built, stores, flag)
+        else:
+            say(f"extract-teachers: all features of {', '.join(keys)} are there, nothing to do")
     _report(run, stores, plan.rows)
+
+
+_OTHERS = ("the other teachers can be extracted by naming them with --teacher",)
+_SHOWN = 5  # failures of a teacher that are printed
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,9 @@ class _Plan:
     pending: dict[int, list[str]]  # shard -> teachers
 
     @classmethod
-    def of(cls, index: ClipIndex, stores: dict[str, FeatureStore], clips: Sequence[Clip]) -> _Plan:
-        rows = index.rows(row_keys(clips))
+    def of(cls, run: Run, index: ClipIndex, stores: dict[str, FeatureStore]) -> _Plan:
+        clips = run.table().clips
+        rows = index.rows(row_keys(run, clips))
         pending: dict[int, list[str]] = {}
         for key, store in stores.items():
             for shard in store.pending(rows):
@@ -89,8 +100,8 @@ class _Plan:
         clips = sum(self.count(shard) for shard in self.pending)
         free = shutil.disk_usage(run.cache_root).free
         say(
-            f"extract-teachers: {clips} of {len(self.clips)} clips in {len(self.pending)} shards of at most "
-            f"{self.index.rows_per_shard}, {len(teachers)} teachers ({', '.join(teachers)}); "
+            f"extract-teachers: {clips} of {len(self.clips)} clips in {count(len(self.pending), 'shard')} of at most "
+            f"{self.index.rows_per_shard}, {count(len(teachers), 'teacher')} ({', '.join(teachers)}); "
             f"{self.bytes(stores) / 1e6:.1f} MB into {run.cache_root} ({free / 1e9:.0f} GB free)"
         )
 
@@ -124,15 +135,7 @@ def _build(run: Run, keys: Sequence[str]) -> dict[str, Teacher]:
         except WeightsError as error:
             problems.append(f"{key}: {error}")
     if problems:
-        raise WeightsError(
-            "\n".join(
-                [
-                    "some teachers are not ready:",
-                    *problems,
-                    "extract the others by naming them with --teacher",
-                ]
-            )
-        )
+        raise WeightsError("\n".join(["not ready:", *problems, *(_OTHERS if len(problems) < len(keys) else ())]))
     random = [key for key, teacher in built.items() if teacher.is_random]
     if random:
         warn(f"RANDOM teachers, for trying things out only, they know nothing: {', '.join(random)}")
@@ -184,10 +187,26 @@ def _work(run: Run, plan: _Plan, teachers: dict[str, Teacher], stores: dict[str,
             flag.check()
 
 
+def _write_failures(run: Run, failures: dict[str, list[Failure]]) -> None:
+    """RUN/extract/failures.csv: teacher, clip_id, reason, message; teachers that were not looked at keep their rows."""
+    path = run.root / "extract" / "failures.csv"
+    rows: list[list[str]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as handle:
+            rows = [row for row in list(csv.reader(handle))[1:] if row[0] not in failures]
+    rows += [[key, *failure] for key, found in failures.items() for failure in found]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([["teacher", "clip_id", "reason", "message"], *sorted(rows)])
+    data = out.getvalue().encode()
+    if not path.exists() or path.read_bytes() != data:
+        files.write_bytes(path, data)
+
+
 def _report(run: Run, stores: dict[str, FeatureStore], rows: npt.NDArray[np.int64]) -> None:
     """One line per teacher; raises `CoverageError` below the minimum."""
     short = []
-    ours = {clip.clip_id for clip in run.table().clips}
+    failures: dict[str, list[Failure]] = {}
     for key, store in stores.items():
         status = store.status(rows)
         done, failed, absent = (int((status == s).sum()) for s in (RowStatus.DONE, RowStatus.FAILED, RowStatus.ABSENT))
@@ -195,13 +214,20 @@ def _report(run: Run, stores: dict[str, FeatureStore], rows: npt.NDArray[np.int6
         share = done / named if named else None
         text = f"{100 * share:.1f} %" if share is not None else "no clip names its input"
         say(f"  {key}: {done} done, {failed} failed, {absent} without its input ({text})")
-        for failure in [failure for failure in store.failures() if failure.clip_id in ours][:3] if failed else []:
-            say(f"    {failure.clip_id}: {failure.reason}: {failure.message}")
+        now = {clip.clip_id for clip, s in zip(run.table().clips, status, strict=True) if s == RowStatus.FAILED}
+        mine = list({failure.clip_id: failure for failure in store.failures() if failure.clip_id in now}.values())
+        for failure in mine[:_SHOWN]:
+            say(f"    {failure.clip_id}: {failure.message}")
+        if len(mine) > _SHOWN:
+            say(f"    and {len(mine) - _SHOWN} more, all in {run.root / 'extract' / 'failures.csv'}")
+        failures[key] = mine
         if share is not None and share < run.config.extract.min_coverage:
             short.append(f"{key} {100 * share:.1f} %")
+    _write_failures(run, failures)
     if short:
         raise CoverageError(
             f"coverage below extract.min_coverage ({100 * run.config.extract.min_coverage:.1f} %): {', '.join(short)}; "
-            "mend the clips named above, or lower the minimum"
+            "mend the files named above and run the same command again (clips whose files changed are tried again), or "
+            "lower the minimum"
         )
-    say("next: uniego train-proxies")
+    say(f"next: {run.command('train-proxies')}")

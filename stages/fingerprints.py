@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,13 +13,23 @@ from pydantic import BaseModel
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.rundir import Run
-from .targets import row_keys
 
 
 def clips_hash(clips: Sequence[Clip]) -> str:
-    """Hash of clips and labels, whatever order the table has them in."""
-    lines = sorted(f"{key.clip_id}\t{key.identity}\t{c.label}" for key, c in zip(row_keys(clips), clips, strict=True))
+    """Hash of clips (as the table names them) and labels, whatever order the table has them in."""
+    lines = sorted(json.dumps([c.clip_id, c.sources, c.start_s, c.end_s, c.label], sort_keys=True) for c in clips)
     return files.hash_bytes("\n".join(lines).encode())
+
+
+def weights_hash(path: Path) -> str | None:
+    """Hash of a file of weights, or of all in a folder; None where there is nothing (a hub's id, say)."""
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    return files.hash_bytes("".join(_file_hash(p, p.stat().st_mtime_ns) for p in found).encode()) if found else None
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, _mtime_ns: int) -> str:
+    return files.hash_file(path)
 
 
 def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,6 +46,7 @@ def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]
         "train_clips": clips_hash(run.table().split("train")),
         "num_classes": run.table().num_classes,
         "student": config.student.model_dump(),
+        "init": weights_hash(run.root / config.student.init) if config.student.init else None,
         "sampling": config.sampling.model_dump(),
         "augment": config.augment.model_dump(),
         "video": config.video.model_dump(),

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UniegoError
 from ..pipeline import files
 from ..pipeline.config import CheckpointConfig
-from ..pipeline.progress import Meter, say, warn
+from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.signals import StopFlag
 from . import checkpoints
 from .batches import Batch
@@ -69,11 +69,12 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, in which portions, where."""
+    """How long, in which portions, where. `batch` is the number of clips of a step, for what is shown."""
 
     epochs: int
     steps_per_epoch: int
     accumulate: int
+    batch: int
     checkpoint: CheckpointConfig
     device: torch.device
     precision: str = "fp32"
@@ -82,8 +83,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
             raise UniegoError(
-                "the train split has fewer clips than one global batch, so that no step would be made; "
-                "lower global_batch (and micro_batch) or add clips"
+                f"the train split has fewer clips than one global batch of {self.batch}, so that no step would be "
+                "made; lower global_batch and micro_batch of this stage's `train` section, or add clips"
             )
 
     @property
@@ -119,18 +120,18 @@ class Loop:
     def run(self, batches: Batches) -> Position:
         """Train to the end, from the newest checkpoint on. Raises `Stopped` after saving when asked to stop."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
         self._continue()
         self._log = _Log(self.folder, self.position)
-        self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
         self._saved_at = time.monotonic()
-        resumed = self.position.total(self.plan)
-        plan = self.plan
+        plan, resumed = self.plan, self.position.total(self.plan)
+        self._saved_total = resumed if resumed else None
         say(
-            f"{self.task.title}: {plan.epochs} epochs of {plan.steps_per_epoch} steps, {plan.accumulate} micro-batches "
-            f"each, on {plan.device} in {plan.precision}; {plan.steps - resumed} steps left"
+            f"{self.task.title}: {count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')} of "
+            f"{plan.batch} clips, on {plan.device} in {plan.precision}; {count(plan.steps - resumed, 'step')} left"
         )
         try:
-            with Meter(self.task.title, self.plan.steps, unit="steps", resumed=resumed) as meter:
+            with Meter(self.task.title, plan.steps * plan.batch, resumed=resumed * plan.batch) as meter:
                 stream = batches(*self._next_step())
                 self._run(stream, meter)
         finally:
@@ -147,7 +148,7 @@ class Loop:
             while self.position.step < self.plan.steps_per_epoch:
                 self._step(stream)
                 self.position.step += 1
-                meter.advance(1, self._log.note)
+                meter.advance(self.plan.batch, self._log.note)
                 self._save_if_due()
             self._end_epoch()
 
@@ -163,8 +164,8 @@ class Loop:
             batch = next(stream)
             waited += time.monotonic() - asked
             self._log.failures(batch)
-            if len(batch.indices):
-                clips += len(batch.indices)
+            if batch.rows:
+                clips += len(batch.rows)
                 terms.append(self._backward(batch))
         if terms:  # a step of which no clip could be decoded changes nothing
             self.task.before_step()
@@ -179,13 +180,11 @@ class Loop:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         device = self.plan.device
-        moved = batch._replace(
-            indices=batch.indices.to(device, non_blocking=True),
-            videos=batch.videos.to(device, non_blocking=True),
-        )
+        moved = batch.to(device)
         with autocast(device, self.plan.precision):
             terms = self.task.loss(moved, self.position.epoch)
-        self._scaler.scale(terms["loss"] / self.plan.accumulate).backward()  # type: ignore[no-untyped-call]
+        share = len(batch.rows) / (len(batch.rows) + len(batch.failures))  # clips count alike, whatever fails
+        self._scaler.scale(terms["loss"] * (share / self.plan.accumulate)).backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
 
     def _end_epoch(self) -> None:
@@ -199,7 +198,7 @@ class Loop:
             best = self.position.best_score
             if best is None or scores["score"] > best:
                 self.position.best_score, self.position.best_epoch = scores["score"], self.position.epoch
-                _replace_tensors(self.folder / "best.safetensors", self.task.tensors())
+                checkpoints.replace_tensors(self.folder / "best.safetensors", self.task.tensors())
         self.position.epoch, self.position.step = self.position.epoch + 1, 0
 
     def _save_if_due(self) -> None:
@@ -213,7 +212,12 @@ class Loop:
 
     def _save(self) -> None:
         self._log.flush()
-        position = self.position
+        position, total = self.position, self.position.total(self.plan)
+        self._saved_at = time.monotonic()
+        if self._saved_total == total:
+            return
+        tensors = self.task.tensors()
+        checkpoints.check_finite(tensors, f"{self.task.title} at epoch {position.epoch}, step {position.step}")
         state = {
             "epoch": position.epoch,
             "step": position.step,
@@ -221,9 +225,8 @@ class Loop:
             "best_epoch": position.best_epoch,
             "scaler": self._scaler.state_dict(),
         }
-        folder = self.folder / "checkpoints"
-        checkpoints.save(folder, position.total(self.plan), self.task.tensors(), self.task.optimizer, state)
-        self._saved_at = time.monotonic()
+        checkpoints.save(self.folder / "checkpoints", total, tensors, self.task.optimizer, state)
+        self._saved_total = total
 
     def _continue(self) -> None:
         checkpoint = checkpoints.load_newest(self.folder / "checkpoints")
@@ -232,6 +235,8 @@ class Loop:
         self.task.restore(checkpoint.tensors)
         self.task.optimizer.load_state_dict(checkpoint.optimizer)
         state = checkpoint.state
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
         self.position = Position(state["epoch"], state["step"], state["best_score"], state["best_epoch"])
 
 
@@ -240,13 +245,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def _replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    checkpoints.save_tensors(partial, tensors)
-    partial.replace(path)
-    files.sync_dir(path.parent)
 
 
 class _Log:
@@ -299,7 +297,7 @@ class _Log:
         if not all(math.isfinite(value) for value in means.values()):
             raise UniegoError(
                 f"the loss is not a finite number at epoch {entry['epoch']}, step {entry['step']}: {dict(means)}; "
-                "lower the learning rate, or use precision fp32 or bf16"
+                "lower the learning rate or use precision fp32 or bf16, and start this part anew with --overwrite"
             )
 
     def write(self, record: Mapping[str, Any]) -> None:

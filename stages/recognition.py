@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UniegoError
 from ..models import TimeSformer
 from ..pipeline.clips import Clip
 from ..pipeline.progress import Meter, warn
@@ -57,9 +58,14 @@ def recognise(
     clips: Sequence[Clip],
     protocol: Protocol,
     flag: StopFlag,
+    *,
+    reader: ClipReader | None = None,
     title: str = "evaluate",
 ) -> Recognition:
-    """Look at every clip by the protocol. `model` must be in eval mode. Raises `Stopped` when asked to stop."""
+    """Look at every clip by the protocol, the way `reader` does (None: the run's).
+
+    `model` must be in eval mode. Raises `Stopped` when asked to stop, `UniegoError` when scores are not finite.
+    """
     compute = run.config.compute
     device = model.cls_token.device
     summed: list[Tensor] = []
@@ -67,7 +73,7 @@ def recognise(
     failures: list[ClipFailure] = []
     looks = protocol.views * protocol.crops
     batches = load(
-        ClipReader.from_config(run.config),
+        reader or ClipReader.from_config(run.config),
         clips,
         protocol_order(len(clips), max(1, 8 // looks)),
         protocol=protocol,
@@ -80,13 +86,15 @@ def recognise(
             for failure in batch.failures:
                 warn(f"clip {failure.clip_id} left out: {failure.message}")
             failures.extend(batch.failures)
-            if len(batch.indices):
+            if batch.rows:
                 videos = batch.videos.to(device, non_blocking=True).flatten(0, 1)  # [b*looks,3,T,H,W]
                 with autocast(device, compute.precision):
                     logits = model(videos).logits
                 summed.append(logits.float().unflatten(0, (-1, looks)).sum(1).cpu())
-                kept.extend(clips[i] for i in batch.indices.tolist())
-            meter.advance(len(batch.indices) + len(batch.failures))
+                kept.extend(clips[i] for i in batch.rows)
+            meter.advance(len(batch.rows) + len(batch.failures))
+    if any(not part.isfinite().all() for part in summed):
+        raise UniegoError("the network's class scores are not finite numbers: its training has failed")
     labels = torch.tensor([clip.label for clip in kept], dtype=torch.int64)
     logits = torch.cat(summed) if summed else torch.empty(0, run.table().num_classes)
     return Recognition(tuple(kept), logits, labels, tuple(failures))

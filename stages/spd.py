@@ -76,7 +76,10 @@ def spd_loss(
             valid = confidence.gather(1, selected).isfinite()  # [B,S]
         else:
             selected, given = selection
-            valid = confidence.gather(1, selected).isfinite() if given is None else given
+            if given is not None:
+                selected = torch.where(given, selected, 0)  # where not valid, indices may be anything
+            ruled = confidence.isfinite() if given is None else present
+            valid = ruled.gather(1, selected) if given is None else given & ruled.gather(1, selected)
         per_clip = valid.sum(1, keepdim=True)  # [B,1]
         count = _normaliser(per_clip, config, clip_count)
         weight = valid / (per_clip.clamp(min=1) * count)  # [B,S]: 1/n per clip, over the clips with a selection

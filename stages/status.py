@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..cache import ClipIndex, FeatureStore, RowStatus
 from ..errors import MissingInputError
 from ..models.teachers import teacher_view
+from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
-from .export import outputs_complete
-from .targets import row_keys, stale_settings, teacher_path
-from .train_proxies import proxy_fingerprint
+from .targets import row_keys, stale_settings, teacher_path, train_status
+from .train_proxies import has_outputs, proxy_fingerprint
 
 State = str
-"""pending (not begun), partial (begun; the same command continues), running, done, stale (made under other settings
-than the run has now), failed."""
+"""pending (not begun), partial (begun; the same command continues), running, done, failed, stale (made under other
+settings than the run has now), no input (no clip names what the teacher sees, so that its proxy is left out)."""
 
 
 def status(run: Run) -> dict[str, Any]:
@@ -30,8 +29,11 @@ def status(run: Run) -> dict[str, Any]:
     table = run.table()
     index = _index(run)
     extraction = {key: _extraction(run, index, key) for key in run.config.teachers}
-    proxies = {key: _proxy(run, index, key) for key in run.config.teachers}
-    able = [key for key, entry in extraction.items() if entry["done"] > 0]
+    proxies = {
+        key: _proxy(run, index, key) if entry["state"] != "no input" else {"state": "left out"}
+        for key, entry in extraction.items()
+    }
+    able = [key for key in run.config.teachers if index is not None and _can_teach(run, index, key)]
     return {
         "run": str(run.root.resolve()),
         "cache": str(run.cache_root.resolve()),
@@ -52,15 +54,31 @@ def _index(run: Run) -> ClipIndex | None:
         return None
 
 
+def _can_teach(run: Run, index: ClipIndex, key: str) -> bool:
+    """Whether a train clip has a feature of the teacher."""
+    store = _store(run, index, key)
+    return store is not None and bool((train_status(run, store) == RowStatus.DONE).any())
+
+
+def _store(run: Run, index: ClipIndex | None, key: str) -> FeatureStore | None:
+    """A teacher's features; None where there are none (or their making was cut short)."""
+    if index is None:
+        return None
+    try:
+        return FeatureStore.open(teacher_path(run, key), index)
+    except MissingInputError:
+        return None
+
+
 def _extraction(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
     config = run.config.teachers[key]
     clips = run.table().clips
     entry: dict[str, Any] = {"view": teacher_view(key, config), "state": "pending"}
     counts = {"done": 0, "failed": 0, "absent": 0, "pending": len(clips)}
-    if index is None or not teacher_path(run, key).exists():
+    store = _store(run, index, key)
+    if index is None or store is None:
         return {**entry, **counts}
-    store = FeatureStore.open(teacher_path(run, key), index)
-    states = store.status(index.rows(row_keys(clips)))
+    states = store.status(index.rows(row_keys(run, clips)))
     counts = {name.lower(): int((states == code).sum()) for name, code in RowStatus.__members__.items()}
     stale = bool(stale_settings(run, store, key))
     entry["state"] = _extraction_state(run.is_extracting(key), stale, counts)
@@ -73,21 +91,20 @@ def _extraction_state(running: bool, stale: bool, counts: Mapping[str, int]) -> 
         return "running" if running else "stale"
     if counts["pending"]:
         return "partial"
-    return "failed" if counts["failed"] and not counts["done"] else "done"
+    if not counts["done"]:
+        return "failed" if counts["failed"] else "no input"
+    return "done"
 
 
 def _proxy(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
     folder = run.proxy_folder(key)
     if folder.record is None:
         return {"state": "pending"}
-    try:
-        if index is None:
-            raise MissingInputError("no cache")
-        wanted = proxy_fingerprint(run, key, FeatureStore.open(teacher_path(run, key), index))
-    except (MissingInputError, FileNotFoundError):
+    store = _store(run, index, key)
+    if index is None or store is None:
         return {"state": "stale", "why": "its teacher's features are gone"}
-    entry = _task(folder, wanted)
-    if entry["state"] == "done" and not outputs_complete(run, index, folder.results["outputs"]):
+    entry = _task(folder, proxy_fingerprint(run, key, store))
+    if entry["state"] == "done" and not has_outputs(run, index, key):
         return {"state": "partial", "why": "its outputs are not all in the cache"}
     return entry
 
@@ -126,35 +143,53 @@ def _evaluations(run: Run) -> dict[str, Any]:
     for path in sorted((run.root / "evaluate").glob("*/record.json")):
         record = TaskFolder(path.parent, path.parent.name).record
         if record is not None and record["state"] == "done":
-            entries[record["results"]["model"]] = {"state": "done", **record["results"]}
+            results = record["results"]
+            stale = _weights(run, results["model"]) != record["fingerprint"]["weights"]
+            entries[results["model"]] = {"state": "stale" if stale else "done", **results}
     return entries
 
 
+def _weights(run: Run, model: str) -> str | None:
+    """Hash of a trained model's weights, None when it is not trained (any more)."""
+    kind, _, teacher = model.partition(":")
+    folders = {"student": run.student_folder, "ego-only": run.ego_only_folder, "proxy": run.proxy_folder(teacher)}
+    folder = folders[kind]
+    return str(folder.results["weights"]) if folder.done else None
+
+
 def print_status(report: Mapping[str, Any]) -> None:
-    """The report as tables."""
-    console = Console()
+    """The report as tables, or as plain lines where a terminal is too narrow for them."""
+    console = results_console()
     clips = report["clips"]
-    console.print(
-        f"{report['run']}: {clips['train']} train, {clips['val']} val, {clips['test']} test clips, "
-        f"{clips['classes']} classes",
-        highlight=False,
-    )
-    table = Table(title="teachers and proxies")
-    for name in ("teacher", "view", "features", "done", "failed", "absent", "pending", "proxy"):
-        table.add_column(name, justify="right" if name in ("done", "failed", "absent", "pending") else "left")
-    proxies = report["stages"]["train-proxies"]
-    for key, entry in report["stages"]["extract-teachers"].items():
-        counts = [str(entry[name]) for name in ("done", "failed", "absent", "pending")]
-        state = entry["state"] + (" (random)" if entry.get("random") else "")
-        table.add_row(key, entry["view"], state, *counts, proxies[key]["state"])
-    console.print(table)
+    splits = ", ".join(f"{clips[name]} {name}" for name in ("train", "val", "test"))
+    console.print(f"{report['run']}: {splits} clips, {clips['classes']} classes")
+    rows = _teacher_rows(report["stages"])
+    if console.width < 72:
+        for row in rows:
+            console.print(", ".join(row), markup=False)
+    else:
+        table = Table("teacher", "features", "clips", "proxy", title="teachers and proxies")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     for stage in ("train-proxies", "distill", "evaluate"):
         for name, entry in report["stages"][stage].items():
             if stage != "train-proxies" or "why" in entry:
-                console.print(f"{stage} {name}: {_line(entry)}", highlight=False, markup=False)
+                console.print(f"{stage} {name}: {_line(entry)}", markup=False)
+
+
+def _teacher_rows(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for key, entry in stages["extract-teachers"].items():
+        counts = [f"{entry[name]} {name}" for name in ("done", "failed", "absent", "pending") if entry[name]]
+        state = entry["state"] + (", random" if entry.get("random") else "")
+        rows.append((key, state, ", ".join(counts), stages["train-proxies"][key]["state"]))
+    return rows
 
 
 def _line(entry: Mapping[str, Any]) -> str:
     if entry.get("top1") is not None:
-        return f"top-1 {entry['top1']:.1f}, top-5 {entry['top5']:.1f}, mean class {entry['mean_class_accuracy']:.1f}"
+        stale = "stale: " if entry["state"] == "stale" else ""
+        top1, top5, mean = (f"{entry[name]:.1f}" for name in ("top1", "top5", "mean_class_accuracy"))
+        return f"{stale}top-1 {top1}, top-5 {top5}, mean class {mean}"
     return f"{entry['state']} ({entry['why']})" if "why" in entry else str(entry["state"])

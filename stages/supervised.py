@@ -51,7 +51,7 @@ class SupervisedTask(Task):
             return self.model(batch.videos)  # type: ignore[no-any-return]
         frames, height, width = batch.videos.shape[2:]
         rows, columns = self.model.grid(height, width)
-        ids = [self.base.clips[i].clip_id for i in batch.indices.tolist()]
+        ids = [self.base.clips[i].clip_id for i in batch.rows]
         streams = [clip_stream(self.base.seed, epoch, clip_id, "drop_path") for clip_id in ids]
         masks = draw_drop_masks(rates, rows * columns, frames, streams, self.base.device)
         return self.model(batch.videos, drop_masks=masks)  # type: ignore[no-any-return]

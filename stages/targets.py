@@ -5,7 +5,6 @@ The durable store is read in whole shards, once; training gathers rows of one re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,9 @@ from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.progress import warn
 from ..pipeline.rundir import Run
+from ..pipeline.sources import identity
+
+_BLOCK = 4096  # clips whose features are in memory at once
 
 
 class Targets(NamedTuple):
@@ -38,15 +40,9 @@ class Bank(NamedTuple):
     present: Tensor
 
 
-def row_keys(clips: Sequence[Clip]) -> list[RowKey]:
+def row_keys(run: Run, clips: Sequence[Clip]) -> list[RowKey]:
     """The clips as rows of the cache."""
-    return [RowKey(clip.clip_id, _identity(clip)) for clip in clips]
-
-
-def _identity(clip: Clip) -> str:
-    """What a row is made from: the paths as the table writes them (so that data may move) and the segment."""
-    source = json.dumps([clip.sources, clip.start_s, clip.end_s], sort_keys=True)
-    return files.hash_bytes(source.encode())
+    return [RowKey(clip.clip_id, identity(clip, run.sources)) for clip in clips]
 
 
 def open_index(run: Run) -> ClipIndex:
@@ -91,27 +87,45 @@ def stale_settings(run: Run, store: FeatureStore, teacher: str) -> dict[str, tup
     )
 
 
-def pool(run: Run, *, strict: bool) -> list[str]:
-    """Teachers that can teach: those with a feature for at least one train clip.
+def pool(run: Run, *, strict: bool, only: Sequence[str] | None = None) -> list[str]:
+    """Teachers that can teach: those with a feature for at least one train clip; `only` of the named ones.
 
-    One without any is left out with a warning, or refused when `strict`. Refuses an empty pool, and features
-    that were made under other settings (so random ones that the configuration does not name).
+    One without any is left out with a warning, or refused when `strict` or named. Raises `MissingInputError` for
+    features that are not there or not whole yet, `FingerprintMismatch` for those made under other settings (so for
+    random ones that the configuration does not name), `UniegoError` for an empty pool.
     """
     index = open_index(run)
-    rows = index.rows(row_keys(run.table().split("train")))
     keys: list[str] = []
     empty: list[str] = []
-    for key in run.config.teachers:
-        store = open_teacher(run, index, key)
-        (keys if (store.status(rows) == RowStatus.DONE).any() else empty).append(key)
+    for key in only or run.config.teachers:
+        states = train_status(run, open_teacher(run, index, key))
+        left = int((states == RowStatus.PENDING).sum())
+        if left:
+            raise MissingInputError(
+                f"{left} of {len(states)} train clips have not been through {key} yet: run "
+                f"`uniego extract-teachers --teacher {key}` first"
+            )
+        (keys if (states == RowStatus.DONE).any() else empty).append(key)
     if empty:
         message = f"no train clip has a feature of {', '.join(empty)} (see `uniego status`)"
-        if strict:
+        if strict or only:
             raise UniegoError(f"{message}; extract them, or take them out of `teachers` in run.yaml")
         warn(f"{message}: left out of the pool")
     if not keys:
         raise UniegoError("no teacher has a single feature for the train split; see `uniego status`")
     return keys
+
+
+def train_status(run: Run, store: FeatureStore) -> npt.NDArray[np.uint8]:
+    """`RowStatus` of every train clip."""
+    return store.status(store.index.rows(row_keys(run, run.table().split("train"))))
+
+
+def targets_hash(run: Run, store: FeatureStore) -> str:
+    """Hash of which train clips have a feature, and of what it was made from."""
+    keys = row_keys(run, run.table().split("train"))
+    lines = sorted(f"{key.clip_id}\t{key.identity}\t{s}" for key, s in zip(keys, train_status(run, store), strict=True))
+    return files.hash_bytes("\n".join(lines).encode())
 
 
 def warn_of_random(run: Run, teachers: Sequence[str]) -> None:
@@ -129,21 +143,27 @@ def target_rows(rows: int, count: int) -> npt.NDArray[np.int64]:
 
 def load_targets(store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> Targets:
     """Features of the given rows averaged over `count` evenly picked time steps; [T, D] becomes [D]."""
-    values, present = store.load("features", rows, np.float32)  # [N,T,D]
-    picks = target_rows(values.shape[1], count)
-    target = values[:, picks].mean(axis=1)
-    target[~present] = 0.0
+    steps, width = store.arrays["features"].shape
+    target = np.zeros((len(rows), width), dtype=np.float32)
+    present = np.zeros(len(rows), dtype=np.bool_)
+    picks = target_rows(steps, count)
+    order = np.argsort(rows, kind="stable")  # block by block in the order of the shards: bounded memory
+    for block in np.array_split(order, max(1, len(order) // _BLOCK)):
+        values, there = store.load("features", rows[block], np.float32)  # [b,T,D]
+        target[block] = np.where(there[:, None], values[:, picks].mean(axis=1), 0.0)
+        present[block] = there
     return Targets(torch.from_numpy(target), torch.from_numpy(present))
 
 
 def load_bank(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
     """Outputs of several proxies side by side. Absent ones hold zeros and are marked."""
-    columns: dict[str, list[npt.NDArray[Any]]] = {"tokens": [], "logits": []}
-    present = []
-    for store in stores:
-        for name, column in columns.items():
+    size = len(rows), len(stores)
+    tokens, logits = (torch.zeros(*size, *stores[0].arrays[name].shape) for name in ("tokens", "logits"))
+    bank = Bank(tokens, logits, torch.zeros(size, dtype=torch.bool))
+    for column, store in enumerate(stores):
+        for name, tensor in (("tokens", bank.tokens), ("logits", bank.logits)):
             values, there = store.load(name, rows, np.float32)
-            column.append(np.where(there[:, None], values, np.float32(0)))
-        present.append(there)
-    tokens, logits = (torch.from_numpy(np.stack(columns[name], axis=1)) for name in ("tokens", "logits"))
-    return Bank(tokens, logits, torch.from_numpy(np.stack(present, axis=1)))
+            values[~there] = 0.0
+            tensor[:, column] = torch.from_numpy(values)
+        bank.present[:, column] = torch.from_numpy(there)
+    return bank

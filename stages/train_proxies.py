@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..cache import FeatureStore
-from ..pipeline.progress import say
+from ..cache import ClipIndex, FeatureStore
+from ..pipeline import files
+from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from .compute import prepare, resolve_device
-from .encoder import read_model
-from .export import export_outputs, outputs_complete
+from .encoder import WEIGHTS, read_model
+from .export import export_outputs, outputs_complete, outputs_name
 from .fingerprints import training_fingerprint
 from .proxy_task import ProxyTask, feature_loss
 from .supervised import Supervised
-from .targets import load_targets, open_index, open_teacher, pool, row_keys, warn_of_random
+from .targets import load_targets, open_index, open_teacher, pool, row_keys, targets_hash, warn_of_random
 from .training import (
     initial_proxy,
     make_batches,
@@ -40,23 +41,27 @@ def train_proxies(
     Continues where it stopped; a finished proxy is left as it is. Raises `MissingInputError` without features,
     `FingerprintMismatch` for a proxy begun under other settings, `Stopped` after saving when asked to stop.
     """
-    chosen = run.choose(teachers)
+    named = run.choose(teachers) if teachers else None
     prepare(run.config.compute)
-    able = pool(run, strict=strict)
-    warn_of_random(run, able)
+    chosen = pool(run, strict=strict, only=named)
+    warn_of_random(run, chosen)
+    if run.config.student.init is None:
+        warn("student.init is null: proxies start from random weights, which is for trying things out only")
     with StopFlag() as flag:
-        for key in able:
-            if key in chosen:
-                _train_one(run, key, flag, overwrite)
-    left = [key for key in able if not run.proxy_folder(key).done]
-    say(f"next: uniego train-proxies (left: {', '.join(left)})" if left else "next: uniego distill")
+        for key in chosen:
+            _train_one(run, key, flag, overwrite)
+    left = [key for key in run.config.teachers if key not in chosen and not run.proxy_folder(key).done]
+    if left and named:
+        say(f"next: {run.command('train-proxies')} (left: {', '.join(left)})")
+    else:
+        say(f"next: {run.command('distill')}")
 
 
 def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
     folder = run.proxy_folder(key)
     index = open_index(run)
     store = open_teacher(run, index, key)
-    incomplete = folder.done and not outputs_complete(run, index, folder.results["outputs"])
+    incomplete = folder.done and not has_outputs(run, index, key)
     with folder.work(proxy_fingerprint(run, key, store), overwrite=overwrite, incomplete=incomplete) as needed:
         if not needed:
             say(f"proxy {key}: finished before, nothing to do")
@@ -65,20 +70,29 @@ def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
             _train(run, key, store, flag)
         remove_scaffold(folder.path)
         model, _ = read_model(folder.path / "model")
+        weights = files.hash_file(folder.path / "model" / WEIGHTS)
         device = resolve_device(run.config.compute)
-        outputs = export_outputs(run, key, index, model.to(device), folder.path / "model", flag)
-        folder.finish({"outputs": outputs.path.name})
+        outputs = export_outputs(run, key, index, model.to(device), weights, flag)
+        folder.finish({"weights": weights, "outputs": outputs.path.name})
     say(f"proxy {key}: done")
 
 
 def proxy_fingerprint(run: Run, key: str, store: FeatureStore) -> dict[str, object]:
     """What the proxy of a teacher depends on."""
-    return training_fingerprint(run, run.config.proxies, {"teacher": key, "features": store.fingerprint})
+    inputs = {"teacher": key, "features": store.fingerprint, "targets": targets_hash(run, store)}
+    return training_fingerprint(run, run.config.proxies, inputs)
+
+
+def has_outputs(run: Run, index: ClipIndex, key: str) -> bool:
+    """Whether the outputs of a finished proxy are those that the present settings ask for, and all in the cache."""
+    results = run.proxy_folder(key).results
+    name = outputs_name(run, key, results["weights"])
+    return bool(results["outputs"] == name) and outputs_complete(run, index, name)
 
 
 def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:
     config, clips = run.config, run.table().split("train")
-    targets = load_targets(store, store.index.rows(row_keys(clips)), config.student.num_frames)
+    targets = load_targets(store, store.index.rows(row_keys(run, clips)), config.student.num_frames)
     say(f"proxy {key}: {int(targets.present.sum())} of {len(clips)} train clips have a target")
     model = initial_proxy(run, {key: targets.values.shape[1]})
     base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))

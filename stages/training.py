@@ -13,11 +13,12 @@ from ..errors import WeightsError
 from ..models import TimeSformer, load_image_weights, read_image_weights
 from ..pipeline.clips import Clip
 from ..pipeline.config import TrainConfig
-from ..pipeline.progress import say, warn
+from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from . import batches
 from .batches import Batch, ClipReader, Protocol
+from .checkpoints import check_finite
 from .compute import resolve_device
 from .encoder import CONFIG, write_model
 from .loop import Batches, Loop, Plan, Task
@@ -30,6 +31,7 @@ def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
         epochs=config.epochs,
         steps_per_epoch=len(clips) // config.global_batch,
         accumulate=config.global_batch // config.micro_batch,
+        batch=config.global_batch,
         checkpoint=config.checkpoint,
         device=resolve_device(run.config.compute),
         precision=run.config.compute.precision,
@@ -94,7 +96,6 @@ def initial_proxy(run: Run, projections: Mapping[str, int]) -> TimeSformer:
     """What a proxy starts from: image weights when the run names some, else random ones."""
     model, init = fresh_model(run, projections), run.config.student.init
     if init is None:
-        warn("student.init is null: proxies start from random weights, which is for trying things out only")
         return model
     report = load_image_weights(model, read_image_weights(_image_weights_path(run, init)))
     say(f"initialised from {init}: {len(report.loaded)} tensors taken, {len(report.unchanged)} left as they are")
@@ -142,5 +143,6 @@ def remove_scaffold(folder: Path) -> None:
 
 def write_trained(run: Run, folder: Path, model: TimeSformer, tensors: Mapping[str, Tensor]) -> None:
     """A trained network as a folder that `uniego.load` opens."""
+    check_finite(tensors, f"trained weights for {folder}")
     reader = ClipReader.from_config(run.config)
     write_model(folder, model, tensors, reader, evaluation_protocol(run), run.table().classes)

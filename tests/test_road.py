@@ -131,7 +131,9 @@ def _proxies(run: Path, record: dict[str, Any]) -> list[Path]:
 def test_exported_outputs_are_the_proxys_own(finished: Path) -> None:
     run = Run.open(finished)
     folder = finished / "proxies" / "ego_dino" / "model"
-    store = FeatureStore.open(run.cache_root / outputs_name(run, "ego_dino", folder), ClipIndex.open(run.cache_root))
+    name = run.proxy_folder("ego_dino").results["outputs"]
+    assert name == outputs_name(run, "ego_dino", run.proxy_folder("ego_dino").results["weights"])
+    store = FeatureStore.open(run.cache_root / name, ClipIndex.open(run.cache_root))
     assert store.coverage()["done"] == 8  # the train split only
     encoder = uniego.load(folder)
     clip = run.table().split("train")[0]
@@ -139,7 +141,7 @@ def test_exported_outputs_are_the_proxys_own(finished: Path) -> None:
         out = encoder.model(encoder.reader.test(clip))
     from uniego.stages.targets import row_keys
 
-    tokens, present = store.read(store.index.rows(row_keys([clip])), "tokens")
+    tokens, present = store.read(store.index.rows(row_keys(run, [clip])), "tokens")
     assert present.all()
     torch.testing.assert_close(torch.from_numpy(tokens), out.token, rtol=1e-4, atol=1e-5)
 
@@ -274,7 +276,15 @@ def test_bad_files_are_recorded_and_left_out(tmp_path: Path, clip_table: Path) -
     reported = (run / "proxies" / "ego_dino" / "failures.jsonl").read_text().splitlines()
     assert {json.loads(line)["clip_id"] for line in reported} == {"clip00", "clip01"}
     good("distill", "--run", run, *settings, "--set", "distill.train.global_batch=4")
-    assert "1 clips could not be decoded" in good("evaluate", "--run", run)
+    output = good("evaluate", "--run", run)
+    assert "1 clips could not be decoded" in output
+    assert "trained under other settings" in output  # run.yaml still says 8
+    shutil.copy(data / "ego" / "03.mp4", data / "ego" / "02.mp4")  # mended: tried again, others not
+    good("extract-teachers", "--run", run, "--set", "extract.min_coverage=0.5")
+    entry = status(Run.open(run))["stages"]["extract-teachers"]["ego_dino"]
+    assert (entry["done"], entry["failed"]) == (10, 2)
+    listed = list(csv.DictReader((run / "extract" / "failures.csv").open(newline="")))
+    assert {row["clip_id"] for row in listed if row["teacher"] == "ego_dino"} == {"clip00", "clip01"}
 
 
 def test_val_keeps_a_best_beside_the_last(tmp_path: Path, clip_table: Path) -> None:

@@ -130,6 +130,9 @@ class Teacher(ABC):
 
         facts = TEACHERS.get(self.key)
         source = self.config.source
+        if source is not None and source.shipped:
+            note = "a small network trained on rendered clips for the demo; see demo/weights/README.md"
+            return {"key": self.key, "source": str(source), "licence": "Apache-2.0", "note": note}
         published = facts is not None and source is not None and source.location == facts.hub
         return {
             "key": self.key,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, UsageError
 from ...pipeline.poses import Pose
-from ..release import geometry_from_state, read_release_checkpoint
+from ..release import check_names, geometry_from_state, read_release_checkpoint, read_safetensors
 from ..timesformer import TimeSformer
 from .base import Teacher
 from .config import TeacherConfig, View
@@ -23,7 +23,8 @@ _FIELDS = ("image_size", "patch_size", "num_frames", "width", "depth", "heads", 
 class ClipTeacher(Teacher):
     """TimeSformer's CLS token after the final norm: one row per clip.
 
-    Loads checkpoints in the layout of the TimeSformer release (`.pyth`); their classifier is not used.
+    Loads checkpoints in the layout of the TimeSformer release (`.pyth`), and `.safetensors` of `TimeSformer`'s own
+    names, whose metadata may state the number of `heads`; their classifier is not used.
     """
 
     reads = "clip"
@@ -71,7 +72,13 @@ def _random(config: TeacherConfig, source: WeightsSource) -> TimeSformer:
 
 
 def _released(source: WeightsSource) -> TimeSformer:
-    state, _ = read_release_checkpoint(Path(source.location).expanduser())
-    model = TimeSformer(**geometry_from_state(state))
+    path, heads = Path(source.location).expanduser(), None
+    if path.suffix == ".safetensors":
+        state, metadata = read_safetensors(path)
+        check_names(state, str(path))
+        heads = int(metadata["heads"]) if metadata.get("heads", "").isdigit() else None
+    else:
+        state, _ = read_release_checkpoint(path)
+    model = TimeSformer(**geometry_from_state(state, heads))
     model.load_state_dict(state)
     return model

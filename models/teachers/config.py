@@ -41,9 +41,9 @@ class TeacherConfig(BaseModel):
     weights: str | None = Field(
         default=None,
         description="Where the weights come from: hub:<id>[@<revision>] (Hugging Face hub or its local "
-        "cache), dir:<folder written by save_pretrained>, file:<checkpoint> (timesformer, stgcn), or "
-        "random:<seed> (tests and dry runs). Empty: not set yet; extracting this teacher is refused until it "
-        "is.",
+        "cache), dir:<folder written by save_pretrained>, file:<checkpoint> (timesformer, stgcn), "
+        "demo:<network> (the demo's small ones), or random:<seed> (tests and dry runs). Empty: not set yet; "
+        "extracting this teacher is refused until it is.",
     )
     view: View | None = Field(
         default=None,

@@ -26,8 +26,9 @@ _FIELDS = ("variant", "base_width", "stages", "inflate", "classes")
 class SkeletonTeacher(Teacher):
     """ST-GCN's pooled output: mean over frames and joints, then over two persons; one row per clip.
 
-    Loads PYSKL's `.pth` files (joint modality); the classifier is not used. Poses are prepared as PYSKL does
-    in testing, except for its ten random samplings: here one, at the centres of equal parts.
+    Loads PYSKL's `.pth` files (joint modality), or their tensors as `.safetensors`; the classifier is not used.
+    Poses are prepared as PYSKL does in testing, except for its ten random samplings: here one, at the centres of
+    equal parts.
     """
 
     reads = "skeleton"

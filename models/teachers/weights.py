@@ -61,6 +61,10 @@ def seeded(seed: int, build: Callable[[], T]) -> T:
         return build()
 
 
+_NO_NETWORK: list[str] = []
+"""Why the hub could not be reached in this process, once it has been tried."""
+
+
 def import_transformers() -> Any:
     """The transformers package. It takes seconds to import, so only teachers that need it do."""
     try:
@@ -107,12 +111,16 @@ def fetch(key: str, source: WeightsSource, load: Callable[..., T]) -> T:
     except WeightsError as error:
         if not isinstance(error.__cause__, OSError):  # in the cache, but damaged
             raise
+        if _NO_NETWORK:
+            raise _unreachable(key, source, _NO_NETWORK[0]) from error
         if os.environ.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
             raise _unreachable(key, source, "HF_HUB_OFFLINE is set") from error
     try:
         return _call(key, source, load, source.location, local_files_only=False, **options)
     except WeightsError as error:
         cause = (str(error.__cause__).splitlines() or ["no reason given"])[0]
+        if isinstance(error.__cause__, OSError):  # the next id would wait as long for the same answer
+            _NO_NETWORK.append(cause)
         raise _unreachable(key, source, cause) from error
 
 

@@ -62,7 +62,7 @@ def stream(epoch: int, step: int) -> Iterator[Batch]:
     """The golden's micro-batches: the same five each epoch, of which the fifth is an incomplete step."""
     for _ in range(epoch, 3):
         for i in range(2 * step, 4):
-            yield Batch(torch.arange(4 * i, 4 * i + 4), GOLDEN[f"in/{i}/x"], ())
+            yield Batch.of(range(4 * i, 4 * i + 4), GOLDEN[f"in/{i}/x"])
         step = 0
 
 
@@ -76,7 +76,7 @@ def make_task(drop_path: float = 0.0) -> ProxyTask:
 
 def make_loop(folder: Path, task: ProxyTask, flag: StopFlag | None = None, every_steps: int | None = None) -> Loop:
     checkpoint = CheckpointConfig(every_steps=every_steps)
-    plan = Plan(3, 2, 2, checkpoint, torch.device("cpu"), log_every=1)
+    plan = Plan(3, 2, 2, 8, checkpoint, torch.device("cpu"), log_every=1)
     return Loop(task, plan, folder, flag or StopFlag())
 
 
@@ -104,7 +104,7 @@ def test_reproduces_the_released_run(tmp_path: Path) -> None:
 def test_the_state_after_the_first_epoch_too(tmp_path: Path) -> None:
     task = make_task()
     loop = make_loop(tmp_path, task)
-    loop.plan = Plan(1, 2, 2, CheckpointConfig(), torch.device("cpu"))
+    loop.plan = Plan(1, 2, 2, 8, CheckpointConfig(), torch.device("cpu"))
     loop.run(stream)
     for key, wanted in GOLDEN.items():
         if "epoch0" in key:
@@ -206,9 +206,9 @@ def test_two_checkpoints_are_kept_and_partial_ones_removed(tmp_path: Path) -> No
 def test_clips_that_fail_are_left_out_and_reported_once(tmp_path: Path) -> None:
     def holes(epoch: int, step: int) -> Iterator[Batch]:
         for batch in stream(epoch, step):
-            if 0 in batch.indices:
+            if 0 in batch.rows:
                 failure = ClipFailure("c0", "truncated", "half a file")
-                yield Batch(batch.indices[1:], batch.videos[1:], (failure,))
+                yield Batch.of(batch.rows[1:], batch.videos[1:], [failure])
             else:
                 yield batch
 
@@ -221,7 +221,7 @@ def test_clips_that_fail_are_left_out_and_reported_once(tmp_path: Path) -> None:
 def test_no_clip_at_all_is_an_error(tmp_path: Path) -> None:
     def nothing(epoch: int, step: int) -> Iterator[Batch]:
         for _ in stream(epoch, step):
-            yield Batch(torch.empty(0, dtype=torch.int64), torch.empty(0), (ClipFailure("c", "missing", "gone"),))
+            yield Batch.of([], torch.empty(0), [ClipFailure("c", "missing", "gone")])
 
     with pytest.raises(UniegoError, match="no clip of epoch 0"):
         make_loop(tmp_path, make_task()).run(nothing)
@@ -238,4 +238,4 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_fewer_clips_than_a_global_batch_are_refused() -> None:
     with pytest.raises(UniegoError, match="lower global_batch"):
-        Plan(1, 0, 1, CheckpointConfig(), torch.device("cpu"))
+        Plan(1, 0, 1, 8, CheckpointConfig(), torch.device("cpu"))

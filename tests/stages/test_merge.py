@@ -74,7 +74,7 @@ def test_weights_start_at_the_average(level: str) -> None:
 def test_gradient_by_inner_products(level: str) -> None:
     made = soup(level, GOLDEN[f"{level}/w"])
     task = MergeTask(made, network(), GOLDEN["labels"], lr=0.01)
-    batch = Batch(torch.arange(3), GOLDEN["input"], ())
+    batch = Batch.of(range(3), GOLDEN["input"])
     task.loss(batch, 0)["loss"].backward()  # type: ignore[no-untyped-call]
     task.before_step()
     assert made.weights.grad is not None
@@ -87,7 +87,7 @@ def test_six_adam_steps(level: str) -> None:
     made = soup(level)
     labels = torch.cat((GOLDEN["labels"], torch.tensor([2, 5, 6])))
     task = MergeTask(made, network(), labels, lr=0.01)
-    batches = [Batch(torch.arange(3), GOLDEN["input"], ()), Batch(torch.arange(3, 6), GOLDEN["input"].flip(0), ())]
+    batches = [Batch.of(range(3), GOLDEN["input"]), Batch.of(range(3, 6), GOLDEN["input"].flip(0))]
     losses = []
     for step in range(6):
         loss = task.loss(batches[step % 2], 0)["loss"]
