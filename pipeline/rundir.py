@@ -89,6 +89,10 @@ class Run:
         """The student's network trained without any teacher, for comparison."""
         return TaskFolder(self.root / "ego-only", "the ego-only network")
 
+    def evaluation_folder(self, model: str) -> TaskFolder:
+        """The evaluation of "student", "ego-only" or "proxy:<teacher>"."""
+        return TaskFolder(self.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
+
     def proxy_folder(self, teacher: str) -> TaskFolder:
         """The training of one teacher's proxy (stage 2)."""
         return TaskFolder(self.root / "proxies" / teacher, f"proxy {teacher}")

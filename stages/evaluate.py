@@ -34,7 +34,7 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
     if not clips:
         raise UniegoError(f"{run.table().path} has no clip in the test split: nothing to evaluate on")
     device = prepare(run.config.compute)
-    folder = TaskFolder(run.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
+    folder = run.evaluation_folder(model)
     network, config = read_model(source)
     protocol, reader = run_protocol(run.config, config)
     fingerprint = {
