@@ -103,12 +103,9 @@ def _predictions(run: Run, result: Recognition) -> bytes:
 
 
 def _print(results: Mapping[str, Any], protocol: Mapping[str, int], folder: Path) -> None:
-    table = Table(title=f"{results['model']} on test")
-    for name, value in (("clips", results["clips"]), ("views x crops", f"{protocol['views']} x {protocol['crops']}")):
-        table.add_column(name, justify="right", footer=str(value))
-    for name in ("top-1", "top-5", "mean class"):
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{results[key]:.1f}" for key in ("top1", "top5", "mean_class_accuracy")))
+    table = Table("clips", "views x crops", "top-1", "top-5", "mean class", title=f"{results['model']} on test")
+    accuracies = (f"{results[key]:.1f}" for key in ("top1", "top5", "mean_class_accuracy"))
+    table.add_row(str(results["clips"]), f"{protocol['views']} x {protocol['crops']}", *accuracies)
     results_console().print(table)
     if results["failed"]:
         say(f"{results['failed']} clips could not be decoded and are not counted; see {folder / 'predictions.csv'}")

@@ -165,7 +165,10 @@ def test_predictions_are_written_per_clip(finished: Path) -> None:
         rows = list(csv.DictReader(handle))
     assert [row["clip_id"] for row in rows] == ["clip02", "clip05", "clip08", "clip11"]
     assert {row["predicted"] for row in rows} <= {"lift", "turn"}
-    assert good("evaluate", "--run", finished, "--model", "proxy:exo_rgb")
+    printed = good("evaluate", "--run", finished, "--model", "proxy:exo_rgb")
+    result = Run.open(finished).evaluation_folder("proxy:exo_rgb").results
+    cells = [cell.strip() for cell in printed.splitlines()[-3].split("│")[1:-1]]
+    assert cells == ["4", "1 x 3", *(f"{result[k]:.1f}" for k in ("top1", "top5", "mean_class_accuracy"))]
     assert "unknown model" in call("evaluate", "--run", finished, "--model", "proxy:none").output
 
 
