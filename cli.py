@@ -115,7 +115,7 @@ def _root(version: VersionOption = False) -> None:
     """Distil nine frozen ego-exo teachers into one encoder that needs the ego video alone."""
 
 
-STAGES = {"extract-teachers", "train-proxies", "distill", "evaluate"}
+STAGES = {"extract-teachers", "train-proxies", "distill", "evaluate", "demo"}
 
 
 def _stop_before_start() -> None:
@@ -240,6 +240,22 @@ def teachers(as_json: JsonOption = False) -> None:
 
     What they see, whose weights they are, and the licences of these."""
     cli_data.list_teachers(as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("uniego-demo"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed is another data set.")] = 0,
+    clips: Annotated[int, typer.Option("--clips", min=24, help="Clips, eight to a person.")] = 240,
+    size: Annotated[int, typer.Option("--size", min=64, help="Side of the videos, pixels.")] = 96,
+    data_only: Annotated[bool, typer.Option("--data-only", help="Stop after the data and the picture sheet.")] = False,
+) -> None:
+    """The whole road on a rendered ego-exo world, in minutes.
+
+    Writes DIR/data, DIR/sheet.png and one run, DIR/run, and compares the distilled student with ego-only training."""
+    from .demo.journey import demo as journey
+
+    journey(out, seed=seed, clips=clips, size=size, data_only=data_only)
 
 
 @config_app.callback()

@@ -1,0 +1,46 @@
+"""The demo's configuration: the nine small trained teachers, a small student, minutes on two cores."""
+
+from __future__ import annotations
+
+from ..pipeline.config import (
+    AugmentConfig,
+    ComputeConfig,
+    DistillConfig,
+    EvaluateConfig,
+    OptimizerConfig,
+    ProxiesConfig,
+    RunConfig,
+    ScheduleConfig,
+    StudentConfig,
+    TrainConfig,
+)
+from .teachers import demo_teachers
+
+PROXY_EPOCHS, STUDENT_EPOCHS = 8, 8
+
+
+def demo_config(seed: int = 0) -> RunConfig:
+    """Student and proxies of 8 frames of 48 x 48 pixels, width 64, three blocks; 16 clips a step."""
+    return RunConfig(
+        preset="demo",
+        seed=seed,
+        teachers=demo_teachers(),
+        student=StudentConfig(image_size=48, patch_size=8, num_frames=8, width=64, depth=3, heads=4),
+        # Mirroring would turn "the left hand" into the right one, which the actions do not care about.
+        augment=AugmentConfig(short_side=[52, 60]),
+        proxies=ProxiesConfig(train=training(PROXY_EPOCHS)),
+        distill=DistillConfig(train=training(STUDENT_EPOCHS)),
+        evaluate=EvaluateConfig(views=1, crops=3, single_short_side=52),
+        compute=ComputeConfig(threads=1, workers=2),
+    )
+
+
+def training(epochs: int) -> TrainConfig:
+    """SGD as in the published recipe, its steps at the same shares of a shorter training, a larger rate."""
+    return TrainConfig(
+        epochs=epochs,
+        global_batch=16,
+        micro_batch=16,
+        optimizer=OptimizerConfig(lr=0.05),
+        schedule=ScheduleConfig(steps=[0.0, 0.73 * epochs, 0.93 * epochs], factors=[1.0, 0.1, 0.01]),
+    )

@@ -1,0 +1,124 @@
+"""The shipped teachers: all nine load, are small, licensed, named for good, and recognise people they never saw."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import save_file
+from uniego import demo
+from uniego.demo.teachers import demo_teachers
+from uniego.demo.world import ACTIONS, render, sample_scene, sample_subject
+from uniego.errors import ConfigError, WeightsError
+from uniego.models import TimeSformer
+from uniego.models.teachers import TEACHERS, Teacher, TeacherConfig, build_teacher, parse_source
+from uniego.pipeline.poses import Pose
+
+SEED, SUBJECTS, SIDE = 20260623, 4, 96
+WEIGHTS = Path(demo.__file__).parent / "weights"
+
+
+@pytest.fixture(scope="module")
+def teachers() -> dict[str, Teacher]:
+    return {key: build_teacher(key, config) for key, config in demo_teachers().items()}
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[tuple[npt.NDArray[np.uint8], Pose, int]]:
+    """Eight frames and a noisy skeleton of the outer view, and the label."""
+    made = []
+    for subject in range(SUBJECTS):
+        rng = np.random.default_rng((SEED, subject))
+        person = sample_subject(rng)
+        for label, action in enumerate(ACTIONS):
+            scene = sample_scene(rng, action, person)
+            seconds = [(np.arange(count) + 0.5) / count * scene.duration for count in (8, 48)]
+            frames = render(scene, seconds[0], "exo", SIDE).rgb
+            joints = render(scene, seconds[1], "exo", 32).joints_2d.copy()
+            joints[..., :2] = (joints[..., :2] + 0.5) * (SIDE / 32) - 0.5 + rng.normal(0, 0.8, (*joints.shape[:-1], 2))
+            joints[..., 2] = 0.3 + 0.6 * joints[..., 2]
+            made.append((frames, Pose(joints[None], (SIDE, SIDE)), label))
+    return made
+
+
+def test_the_nine_load_and_none_is_random(teachers: dict[str, Teacher]) -> None:
+    assert list(teachers) == list(TEACHERS)
+    for key, teacher in teachers.items():
+        assert not teacher.is_random
+        assert teacher.view == TEACHERS[key].view
+        assert teacher.config.network == TEACHERS[key].network
+        described = teacher.describe()
+        assert described["licence"] == "Apache-2.0"
+        assert described["source"] == f"demo:{teacher.config.network}"
+    assert teachers["ego_dino"].weights_hash == teachers["exo_dino"].weights_hash
+    assert len({teacher.weights_hash for teacher in teachers.values()}) == 6
+
+
+def test_weights_are_small_and_their_quality_is_told() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 10_000_000
+    quality = json.loads((WEIGHTS / "quality.json").read_text(encoding="utf-8"))
+    text = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    assert set(quality) == set(TEACHERS)
+    assert "Licence: Apache-2.0" in text
+    assert all(f"`{key}`" in text for key in TEACHERS)
+
+
+def test_every_teacher_gives_finite_features_that_differ(
+    teachers: dict[str, Teacher], clips: list[tuple[npt.NDArray[np.uint8], Pose, int]]
+) -> None:
+    for teacher in teachers.values():
+        prepared = [teacher.prepare(torch.from_numpy(frames), pose) for frames, pose, _ in (clips[0], clips[2])]
+        first, second = teacher.features(prepared)
+        assert torch.isfinite(first).all()
+        assert not torch.allclose(first, second, atol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["exo_rgb", "exo_skl"])
+def test_trained_by_labels_it_recognises_new_people(
+    key: str, teachers: dict[str, Teacher], clips: list[tuple[npt.NDArray[np.uint8], Pose, int]]
+) -> None:
+    teacher = teachers[key]
+    head = teacher.module.get_submodule("head" if key == "exo_rgb" else "cls_head.fc_cls")
+    prepared = [
+        teacher.prepare(torch.from_numpy(frames) if teacher.frames else None, pose) for frames, pose, _ in clips
+    ]
+    with torch.inference_mode():
+        named = head(teacher.features(prepared)[:, 0]).argmax(1)
+    right = float(np.mean([int(name) == label for name, (_, _, label) in zip(named, clips, strict=True)]))
+    assert right >= 0.6  # chance: 0.125
+
+
+def test_shipped_weights_are_named_without_a_place() -> None:
+    source = parse_source("demo:siglip")
+    assert (str(source), source.kind) == ("demo:siglip", "dir")
+    assert parse_source("demo:stgcn").kind == "file"
+    assert pickle.loads(pickle.dumps(source)) == source  # noqa: S301
+    for wrong in ("demo:resnet", "demo:../weights", "demo:"):
+        with pytest.raises(ConfigError, match="demo:<network>"):
+            parse_source(wrong)
+
+
+def test_shipped_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(WeightsError, match="siglip"):
+        build_teacher("ego_dino", TeacherConfig(network="dinov2", weights="demo:siglip", image_size=48))
+
+
+def test_timesformer_from_safetensors(tmp_path: Path) -> None:
+    model = TimeSformer(16, 8, 2, width=24, depth=1, heads=3, num_classes=4, seed=3)
+    save_file(model.state_dict(), tmp_path / "model.safetensors", {"heads": "3"})
+    config = TeacherConfig(network="timesformer", weights=f"file:{tmp_path / 'model.safetensors'}", frames=2)
+    teacher = build_teacher("exo_rgb", config)
+    assert teacher.architecture()["heads"] == 3
+    frames = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    clip = teacher.prepare(frames)
+    video = ((clip.float() / 255 - 0.45) / 0.225).transpose(0, 1)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(teacher.features([clip])[:, 0], model.eval()(video).token)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        build_teacher("exo_rgb", config)
