@@ -58,6 +58,7 @@ def test_a_saved_folder_gives_the_same_teacher(tmp_path: Path, network: str) -> 
 
 def test_depth_anything_uses_the_encoder_alone(tmp_path: Path) -> None:
     import transformers
+
     encoder = transformers.Dinov2Config(
         hidden_size=40, mlp_ratio=2, image_size=28, out_indices=[1, 2], reshape_hidden_states=False, **VIT
     )
@@ -87,6 +88,7 @@ def test_depth_anything_uses_the_encoder_alone(tmp_path: Path) -> None:
 
 def test_registers_are_not_patches(tmp_path: Path) -> None:
     import transformers
+
     settings = transformers.Dinov2WithRegistersConfig(
         hidden_size=32, mlp_ratio=2, image_size=28, num_register_tokens=4, patch_size=14, **VIT
     )
@@ -104,6 +106,7 @@ def test_registers_are_not_patches(tmp_path: Path) -> None:
 
 def test_image_towers_load_from_whole_models(tmp_path: Path) -> None:
     import transformers
+
     vision = {"hidden_size": 32, "intermediate_size": 64, "image_size": 32, "patch_size": 16, **VIT}
     text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 50, **VIT}
     settings = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
