@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,14 +63,10 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, ...]
     return replace
 
 
-def test_help_is_quick_and_needs_no_torch() -> None:
-    uniego("--help")  # byte code is there from now on
-    start = time.monotonic()
+def test_help_needs_no_torch() -> None:
     result = uniego("--help")
-    took = time.monotonic() - start
     assert result.returncode == 0
     assert all(name in result.stdout for name in [*STAGES, "init", "status", "teachers", "config", "data"])
-    assert took < 5.0  # alone on a machine: 0.2 s; with torch 3 s and more
     heavy = {"torch", "numpy", "av", "pydantic", "transformers"}
     code = f"import sys, uniego.cli; sys.exit(bool({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

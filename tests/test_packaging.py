@@ -45,8 +45,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_exactly_the_package(wheel: zipfile.ZipFile) -> None:
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    ours = {p for p in project_files() if p.suffix == ".py" and p.parts[0] not in NOT_PACKAGED}
-    assert packed == {f"uniego/{path.as_posix()}" for path in ours} | {"uniego/py.typed"}
+    files = project_files()
+    ours = {p for p in files if p.suffix == ".py" and p.parts[0] not in NOT_PACKAGED}
+    data = {p for p in files if p.parts[:2] == ("demo", "weights")}
+    assert data
+    assert packed == {f"uniego/{path.as_posix()}" for path in ours | data} | {"uniego/py.typed"}
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"uniego", f"uniego-{__version__}.dist-info"}
 

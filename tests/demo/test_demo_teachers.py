@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from uniego import demo
+from uniego.demo.dataset import FPS, noisy_joints
 from uniego.demo.teachers import demo_teachers
 from uniego.demo.world import ACTIONS, render, sample_scene, sample_subject
 from uniego.errors import ConfigError, WeightsError
@@ -37,12 +38,12 @@ def clips() -> list[tuple[npt.NDArray[np.uint8], Pose, int]]:
         person = sample_subject(rng)
         for label, action in enumerate(ACTIONS):
             scene = sample_scene(rng, action, person)
-            seconds = [(np.arange(count) + 0.5) / count * scene.duration for count in (8, 48)]
+            counts = (8, round(scene.duration * FPS))
+            seconds = [(np.arange(count) + 0.5) / count * scene.duration for count in counts]
             frames = render(scene, seconds[0], "exo", SIDE).rgb
             joints = render(scene, seconds[1], "exo", 32).joints_2d.copy()
-            joints[..., :2] = (joints[..., :2] + 0.5) * (SIDE / 32) - 0.5 + rng.normal(0, 0.8, (*joints.shape[:-1], 2))
-            joints[..., 2] = 0.3 + 0.6 * joints[..., 2]
-            made.append((frames, Pose(joints[None], (SIDE, SIDE)), label))
+            joints[..., :2] = (joints[..., :2] + 0.5) * (SIDE / 32) - 0.5
+            made.append((frames, Pose(noisy_joints(joints, rng, SIDE)[None], (SIDE, SIDE)), label))
     return made
 
 
@@ -78,9 +79,9 @@ def test_every_teacher_gives_finite_features_that_differ(
         assert not torch.allclose(first, second, atol=1e-3)
 
 
-@pytest.mark.parametrize("key", ["exo_rgb", "exo_skl"])
+@pytest.mark.parametrize(("key", "floor"), [("exo_rgb", 0.5), ("exo_skl", 0.8)])
 def test_trained_by_labels_it_recognises_new_people(
-    key: str, teachers: dict[str, Teacher], clips: list[tuple[npt.NDArray[np.uint8], Pose, int]]
+    key: str, floor: float, teachers: dict[str, Teacher], clips: list[tuple[npt.NDArray[np.uint8], Pose, int]]
 ) -> None:
     teacher = teachers[key]
     head = teacher.module.get_submodule("head" if key == "exo_rgb" else "cls_head.fc_cls")
@@ -90,7 +91,7 @@ def test_trained_by_labels_it_recognises_new_people(
     with torch.inference_mode():
         named = head(teacher.features(prepared)[:, 0]).argmax(1)
     right = float(np.mean([int(name) == label for name, (_, _, label) in zip(named, clips, strict=True)]))
-    assert right >= 0.6  # chance: 0.125
+    assert right >= floor  # chance: 0.125
 
 
 def test_shipped_weights_are_named_without_a_place() -> None:
