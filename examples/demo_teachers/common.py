@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from uniego import demo
 
-WEIGHTS = Path(demo.__file__).parent / "weights"
+WEIGHTS = Path(os.environ.get("TEACHER_WEIGHTS") or Path(demo.__file__).parent / "weights")
+"""Where trained networks go: the package's own folder, or the one that the environment names."""
+
 PER_SUBJECT = 8
 PICKS = slice(1, None, 3)  # of the finer frames, those at the centres of eight equal parts
 
@@ -141,10 +144,12 @@ def heat(points: Tensor, side: int) -> Tensor:
     return both.softmax(-1).permute(0, 3, 1, 2)
 
 
-def halve(path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Store the floating-point tensors of a safetensors file in half precision."""
-    state = {name: value.half() if value.is_floating_point() else value for name, value in load_file(path).items()}
-    save_file(state, path, {"format": "pt", **(metadata or {})})
+def save_half(state: Mapping[str, Tensor], path: Path, **metadata: str) -> None:
+    """Store a state dict as safetensors, floating-point tensors in half precision."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(halves, path, {"format": "pt", **metadata})
+    path.chmod(0o644)
 
 
 def note(name: str, facts: dict[str, object]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from uniego.demo.teachers import demo_teachers
 from uniego.models.teachers import Teacher, build_teacher
 
-SEED, FITTED = 16, 1600
+SEED, FITTED = 16, 1200
 PENALTY = 0.03  # of the number of clips; features have unit variance
 
 

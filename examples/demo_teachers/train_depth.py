@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import WEIGHTS, fit, halve, normalise, note, read_clips, start
+from common import WEIGHTS, fit, normalise, note, read_clips, save_half, start
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
@@ -91,7 +92,7 @@ def main() -> None:
             median = true.flatten(1).median(1).values[:, None, None]
             facts[f"{view}_abs_rel_of_the_median"] = round(float(((median - true).abs() / true).mean()), 4)
     model.save_pretrained(WEIGHTS / NAME)
-    halve(WEIGHTS / NAME / "model.safetensors")
+    save_half(load_file(WEIGHTS / NAME / "model.safetensors"), WEIGHTS / NAME / "model.safetensors")
     note(NAME, facts)
 
 

@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import WEIGHTS, draw, fit, halve, normalise, note, read_clips, start
+from common import WEIGHTS, draw, fit, normalise, note, read_clips, save_half, start
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
@@ -85,7 +86,7 @@ def main() -> None:
     with torch.inference_mode():
         right = [float(found(batch(clips.held_out, FRAMES), (0.45, 1.0))[1]) for _ in range(20)]
     body.save_pretrained(WEIGHTS / NAME)
-    halve(WEIGHTS / NAME / "model.safetensors")
+    save_half(load_file(WEIGHTS / NAME / "model.safetensors"), WEIGHTS / NAME / "model.safetensors")
     note(
         NAME,
         {

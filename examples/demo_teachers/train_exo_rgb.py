@@ -14,8 +14,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import WEIGHTS, draw, fit, heat, jitter, normalise, note, read_clips, start
-from safetensors.torch import save_file
+from common import WEIGHTS, draw, fit, heat, jitter, normalise, note, read_clips, save_half, start
 from torch import Tensor, nn
 from torch.nn import functional as F
 from uniego.models import TimeSformer
@@ -171,10 +170,7 @@ def main() -> None:
         parts = [normalise(part.float() / 255, *KINETICS).transpose(1, 2) for part in video.split(32)]
         logits = torch.cat([model(part.contiguous()).logits for part in parts])
     right = (logits.argmax(1) == labels[clips.held_out]).float()
-    folder = WEIGHTS / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.half() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", {"format": "pt", "heads": str(HEADS)})
+    save_half(model.state_dict(), WEIGHTS / NAME / "model.safetensors", heads=str(HEADS))
     note(
         NAME,
         {

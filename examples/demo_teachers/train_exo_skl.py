@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import WEIGHTS, draw, fit, note, read_clips, start
+from common import WEIGHTS, draw, fit, note, read_clips, save_half, start
 from poses import estimated
-from safetensors.torch import save_file
 from torch.nn import functional as F
 from uniego.models.stgcn import STGCN
 from uniego.models.teachers import TeacherConfig, build_teacher
@@ -65,10 +64,7 @@ def main() -> None:
     with_absent_person(model.eval())
     with torch.inference_mode():
         right = (model(prepared(clips.held_out)).logits.argmax(1) == labels[clips.held_out]).float()
-    folder = WEIGHTS / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    save_half(model.state_dict(), WEIGHTS / NAME / "model.safetensors")
     note(
         NAME,
         {

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from common import PICKS, WEIGHTS, Clips, fit, halve, heat, jitter, normalise, note, read_clips, start
+from common import PICKS, WEIGHTS, Clips, fit, heat, jitter, normalise, note, read_clips, save_half, start
 from poses import estimated
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from uniego.models.teachers import hands
@@ -155,7 +156,7 @@ def main() -> None:
     seconds = fit(chosen.kind, [model, where], chosen.steps, RATE, loss_of)
     retrieval = held_out_retrieval(model.eval(), clips, pictures, words, caption, channels)
     model.image.save_pretrained(WEIGHTS / chosen.kind)
-    halve(WEIGHTS / chosen.kind / "model.safetensors")
+    save_half(load_file(WEIGHTS / chosen.kind / "model.safetensors"), WEIGHTS / chosen.kind / "model.safetensors")
     note(
         chosen.kind,
         {
