@@ -51,7 +51,7 @@ def light_requirements() -> list[str]:
 
 def copy_of_the_source(folder: Path) -> Path:
     """A clean copy: an install from the checkout itself would leave its build folder there."""
-    ignore = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo")
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "uniego-demo")
     shutil.copytree(ROOT, folder / "source", ignore=ignore)
     return folder / "source"
 

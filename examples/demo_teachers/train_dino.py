@@ -2,7 +2,7 @@
 
     python examples/demo_teachers/train_dino.py /tmp/teacher-clips
 
-DINOv2's own objective needs more than minutes: with batches of 64, its answers drifted to the same for every picture.
+DINOv2's own objective needs more than minutes: with batches of 64, its answers drifted towards one for all pictures.
 In its place, two crops of a frame have to find each other among the crops of all other frames of the batch (SimCLR,
 arXiv 2002.05709). Each batch holds several frames of every clip: telling those apart takes what moves, not the room.
 """
