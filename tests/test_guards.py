@@ -196,6 +196,7 @@ def test_later_stages_need_no_exo_videos(tmp_path: Path, clip_table: Path) -> No
     shutil.rmtree(data / "exo")
     shutil.rmtree(data / "pose")
     good("train-proxies", "--run", folder, *only)
+    assert status(Run.open(folder))["stages"]["train-proxies"]["exo_dino"]["state"] == "done"
 
 
 @pytest.mark.parametrize("key", ["ego_dino-v2", "ego_../escape", "index", "keys", "1st", "nameless"])
