@@ -12,7 +12,7 @@ from .geometry import Floats, Wave, sample_wave, smooth, unit, vec
 from .objects import Stance, Thing, sample_thing, stand
 from .room import Room, sample_room
 
-MISSES = 0.35
+MISSES = 0.3
 """Share of performances in which the person looks away from what the hands do."""
 
 
@@ -38,7 +38,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Gaze:
-    """Where the head points: `offset` [2] radians (yaw, pitch) off the object throughout, `glance` [2] away from it for
+    """Where the head points: `offset` [2] radians (right, up) off the object throughout, `glance` [2] away from it for
     a while about the phase `when`; `follow` is how much of the object's way it follows. `shake` has yaw, pitch,
     roll."""
 
@@ -103,8 +103,8 @@ def sample_subject(rng: np.random.Generator) -> Subject:
         clutter.append((sample_thing(rng), vec(x, rng.uniform(0.35, room.far - 0.1), room.height)))
     angle = float(rng.choice([-1, 1]) * rng.uniform(0.4, 1.0))
     distance = float(rng.uniform(1.75, 2.15))
-    target = vec(0.0, 0.25, figure.hip + rng.uniform(0.3, 0.36))
-    rise = float(rng.uniform(0.4, 0.75))
+    target = vec(0.0, 0.22, figure.hip + rng.uniform(0.34, 0.39))
+    rise = float(rng.uniform(0.6, 0.95))
     return Subject(
         figure=figure,
         room=room,
@@ -114,7 +114,7 @@ def sample_subject(rng: np.random.Generator) -> Subject:
         amplitude=float(np.exp(rng.normal(0, 0.1))),
         exo_from=target + vec(distance * np.sin(angle), distance * np.cos(angle), rise),
         exo_to=target,
-        exo_field=float(rng.uniform(0.72, 0.8)),
+        exo_field=float(rng.uniform(0.5, 0.57)),
         ego_field=float(rng.uniform(0.95, 1.15)),
     )
 
@@ -167,7 +167,7 @@ def _sample_grasp(rng: np.random.Generator, action: str | None, thing: Thing, si
 
 
 def _sample_gaze(rng: np.random.Generator) -> Gaze:
-    away = rng.uniform(0.38, 0.75) * np.array([rng.choice([-1, 1]), rng.uniform(-0.35, 0.75)])
+    away = np.array([rng.choice([-1, 1]) * rng.uniform(0.5, 0.9), rng.uniform(-0.2, 0.45)])
     misses, throughout = rng.random() < MISSES, rng.random() < 0.5
     return Gaze(
         offset=(rng.normal(0, (0.1, 0.09)) + (away if misses and throughout else 0)).astype(np.float32),
@@ -239,8 +239,11 @@ def _look(scene: Scene, times: Floats, moved: Motion, eyes: Floats) -> tuple[Flo
     shake = gaze.shake.at(times)
     window = ((times / scene.duration - gaze.when) / gaze.length) ** 2
     turn = gaze.offset + gaze.glance * np.exp(-(window**2))[:, None] + shake[:, :2]
-    yaw = np.arctan2(way[:, 0], way[:, 1]) + turn[:, 0]
+    yaw = np.arctan2(way[:, 0], way[:, 1])
     pitch = np.arctan2(way[:, 2], np.hypot(way[:, 0], way[:, 1])) + turn[:, 1]
     pitch = np.clip(pitch, -1.35, 0.6)
-    sight = np.stack((np.cos(pitch) * np.sin(yaw), np.cos(pitch) * np.cos(yaw), np.sin(pitch)), -1)
+    ahead = np.stack((np.cos(pitch) * np.sin(yaw), np.cos(pitch) * np.cos(yaw), np.sin(pitch)), -1)
+    right = np.stack((np.cos(yaw), -np.sin(yaw), np.zeros_like(yaw)), -1)
+    # In the camera's own axes: a head that looks down at the table turns its picture as far as one that looks ahead.
+    sight = np.cos(turn[:, :1]) * ahead + np.sin(turn[:, :1]) * right
     return sight.astype(np.float32), shake[:, 2]

@@ -43,8 +43,7 @@ class Clips:
     def pictures(self, view: str, prepare: Callable[[Tensor], Tensor], rows: Iterable[int]) -> Tensor:
         """The eight frames of each clip as a teacher's `prepare` gives them: uint8 [n, 8, 3, h, w]."""
         stored = self[view]
-        picks = PICKS if view == "exo" else slice(None)
-        return torch.stack([prepare(torch.from_numpy(np.array(stored[row][picks]))) for row in rows])
+        return torch.stack([prepare(torch.from_numpy(np.array(stored[row][PICKS]))) for row in rows])
 
 
 def read_clips(folder: Path) -> Clips:

@@ -23,15 +23,15 @@ DOMAIN = 0x7EAC4E55  # keeps these people apart from those of the demo's data se
 PER_SUBJECT = 8  # clips, one of each action
 PICTURE, PICKS, FINE, POSES = 96, 8, 24, 48  # pixels; frames as a teacher takes them; finer ones; skeletons
 SHAPES: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
-    "ego": (np.uint8, (PICKS, PICTURE, PICTURE, 3)),
-    "exo": (np.uint8, (FINE, PICTURE, PICTURE, 3)),  # every third from 1 is a pick
+    "ego": (np.uint8, (FINE, PICTURE, PICTURE, 3)),  # every third from 1 is a pick
+    "exo": (np.uint8, (FINE, PICTURE, PICTURE, 3)),
     "ego_depth": (np.float16, (PICKS, PICTURE // 2, PICTURE // 2)),  # metres
     "exo_depth": (np.float16, (PICKS, PICTURE // 2, PICTURE // 2)),
     "joints": (np.float32, (POSES, 17, 3)),  # exact, in the exo view: x, y in pixels, 1 where seen
     "joints_fine": (np.float32, (FINE, 17, 3)),
     "object_fine": (np.float32, (FINE, 3)),
-    "joints_ego": (np.float32, (PICKS, 17, 3)),
-    "object_ego": (np.float32, (PICKS, 3)),
+    "joints_ego": (np.float32, (FINE, 17, 3)),
+    "object_ego": (np.float32, (FINE, 3)),
     "label": (np.int64, ()),
 }
 
@@ -49,7 +49,7 @@ def render_subject(folder: Path, subject: int) -> list[str]:
     for label, action in enumerate(ACTIONS):
         scene = sample_scene(rng, action, person)
         row = subject * PER_SUBJECT + label
-        ego = render(scene, centres(PICKS, scene.duration), "ego", PICTURE)
+        ego = render(scene, centres(FINE, scene.duration), "ego", PICTURE)
         exo = render(scene, centres(FINE, scene.duration), "exo", PICTURE)
         poses = render(scene, centres(POSES, scene.duration), "exo", 32)
         for name, value in _values(ego, exo, poses, label).items():
@@ -64,7 +64,7 @@ def _values(ego: Frames, exo: Frames, poses: Frames, label: int) -> dict[str, np
     return {
         "ego": ego.rgb,
         "exo": exo.rgb,
-        "ego_depth": ego.depth[:, ::2, ::2],
+        "ego_depth": ego.depth[1::3, ::2, ::2],
         "exo_depth": exo.depth[1::3, ::2, ::2],
         "joints": joints,
         "joints_fine": exo.joints_2d,
