@@ -1,4 +1,4 @@
-# make demo      environment, then the main job over a few generated videos
+# make demo      environment, then the whole road on a rendered ego-exo world (at most 5 minutes on two cores)
 # make test      environment, lint, types, and the short tests (at most 15 minutes on two cores)
 # make test-all  environment, and every test with its full counts
 # Another interpreter: make test PYTHON=python3.12
@@ -8,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := -p uniego.cache -p uniego.models -p uniego.pipeline -p uniego.stages
-MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_data -m uniego.__main__
+MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_data -m uniego.cli_pose -m uniego.__main__
 
 .PHONY: demo test test-all env lint types clean
 
 demo: env
-	$(BIN)/python examples/quickstart.py
+	$(BIN)/uniego demo --out uniego-demo
 
 test: lint types
 	$(BIN)/python -m pytest -m "not slow"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_data
+from . import __version__, cli_data, cli_pose, cli_teachers
 from .cli_data import JsonOption, SetOption
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
 
@@ -85,6 +85,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The configuration of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_teachers.app, name="teachers")
 
 RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
 TeacherOption = Annotated[
@@ -115,7 +116,7 @@ def _root(version: VersionOption = False) -> None:
     """Distil nine frozen ego-exo teachers into one encoder that needs the ego video alone."""
 
 
-STAGES = {"extract-teachers", "train-proxies", "distill", "evaluate", "demo"}
+STAGES = {"extract-pose", "train-teacher", "extract-teachers", "train-proxies", "distill", "evaluate", "demo"}
 
 
 def _stop_before_start() -> None:
@@ -152,6 +153,38 @@ def init(
 
     Writes DIR/run.yaml with every field documented."""
     cli_data.make_run(directory, data, preset, root, overrides or ())
+
+
+@app.command("extract-pose")
+def extract_pose(
+    out: cli_pose.OutOption,
+    videos: cli_pose.VideosArgument = None,
+    data: cli_pose.DataOption = None,
+    root: cli_pose.RootOption = None,
+    run: cli_pose.RunOption = None,
+    overlay: cli_pose.OverlayOption = None,
+    weights: cli_pose.WeightsOption = None,
+) -> None:
+    """Skeletons out of exo videos.
+
+    BlazePose follows one person through each; what to install is in docs/poses.md."""
+    cli_pose.extract_pose(videos or (), data, root, run, out, overlay, weights)
+
+
+@app.command("train-teacher")
+def train_teacher(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The teacher: exo_rgb, exo_skl or one of that kind.")],
+    run: RunOption = Path(),
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a teacher on the data set's labels.
+
+    For exo_rgb (video) and exo_skl (skeletons), whose weights nobody publishes."""
+    opened = _open(run, overrides, [key])
+    from .stages.train_teacher import train_teacher as stage
+
+    stage(opened, key, overwrite=overwrite)
 
 
 @app.command("extract-teachers")
@@ -232,14 +265,6 @@ def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetO
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         print_status(report)
-
-
-@app.command()
-def teachers(as_json: JsonOption = False) -> None:
-    """The nine teachers of the paper.
-
-    What they see, whose weights they are, and the licences of these."""
-    cli_data.list_teachers(as_json=as_json)
 
 
 @app.command()

@@ -1,11 +1,10 @@
-"""Commands about data: making a run from a clip table, checking a table, listing the teachers."""
+"""Commands about data: making a run from a clip table, checking a table."""
 
 from __future__ import annotations
 
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -177,16 +176,3 @@ def _report(table: ClipTable, missing: Sequence[tuple[Clip, str, Path]]) -> dict
         "classes": list(table.classes),
         "missing": [{"clip_id": clip.clip_id, "column": column, "path": str(path)} for clip, column, path in missing],
     }
-
-
-def list_teachers(*, as_json: bool) -> None:
-    """Carry out `uniego teachers`."""
-    from .models.teachers import TEACHERS
-
-    if as_json:
-        typer.echo(json.dumps({key: asdict(facts) for key, facts in TEACHERS.items()}, indent=2))
-        return
-    for key, facts in TEACHERS.items():
-        weights = facts.hub or "your own checkpoint"
-        typer.echo(f"{key:<11} {facts.view}  {facts.network:<14} {facts.dim:>4}  {weights} ({facts.licence})")
-        typer.echo(f"            {facts.note}")

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..errors import UsageError
 from ..pipeline import files
-from ..pipeline.progress import duration, results_console, say
+from ..pipeline.progress import Meter, duration, results_console, say
 from ..pipeline.rundir import Run
 from ..stages.distill import distill
 from ..stages.ego_only import train_ego_only
@@ -77,7 +77,8 @@ def _data(folder: Path, wanted: dict[str, int]) -> Path:
         say(f"data: {table} is there")
         return table
     say(f"rendering {wanted['clips']} clips of {wanted['size']} x {wanted['size']} pixels, both views, into {folder}")
-    write_dataset(folder, seed=wanted["seed"], clips=wanted["clips"], size=wanted["size"])
+    with Meter("render", wanted["clips"]) as meter:
+        write_dataset(folder, seed=wanted["seed"], clips=wanted["clips"], size=wanted["size"], progress=meter.advance)
     files.write_json(note, wanted)
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,13 +51,67 @@ GRAPHS: dict[str, JointGraph] = {
 }
 
 
+# Where the bone that PYSKL computes for a joint does not lead to its parent in the graph: joint -> other end.
+_BONES: dict[str, dict[int, int]] = {
+    "coco": {11: 0, 12: 0},
+    "openpose": {0: 0, 1: 0},
+    "nturgb+d": {21: 22, 23: 24},
+}
+
+
+def bone_ends(graph: JointGraph, name: str | None = None) -> list[int]:
+    """The joint at the other end of each joint's bone, as PYSKL pairs them: its parent, and itself for the centre.
+
+    For the named layouts a few pairs differ from the graph's edges.
+    """
+    ends = list(range(graph.joints))
+    for child, parent in (*graph.bones, *_BONES.get(name or "", {}).items()):
+        ends[child] = parent
+    return ends
+
+
+def graph_from_edges(edges: Sequence[Sequence[int]]) -> JointGraph:
+    """The layout whose bones are these (child, parent) pairs, counted from 0.
+
+    Raises `UsageError` unless they form one tree over the joints 0..V-1; its root is the centre.
+    """
+    odd = [list(pair) for pair in edges if len(pair) != 2 or min(pair) < 0 or pair[0] == pair[1]]
+    if odd or not edges:
+        raise UsageError(f"a bone is a pair [child, parent] of two joints counted from 0; got {odd or 'none'}")
+    parents = {pair[0]: pair[1] for pair in edges}
+    joints = 1 + max(max(pair) for pair in edges)
+    roots = sorted(set(range(joints)) - set(parents))
+    if len(parents) != len(edges) or len(roots) != 1 or any(_loops(joint, parents) for joint in parents):
+        raise UsageError(
+            f"{len(edges)} bones over {joints} joints form no tree: every joint but one needs exactly one parent; "
+            f"without a parent: {', '.join(map(str, roots)) or 'none'}"
+        )
+    return JointGraph(joints, roots[0], tuple((child, parent) for child, parent in edges))
+
+
+def _loops(joint: int, parents: Mapping[int, int]) -> bool:
+    seen: set[int] = set()
+    while joint in parents and joint not in seen:
+        seen.add(joint)
+        joint = parents[joint]
+    return joint in seen
+
+
+def named_by(stack: Matrices, mode: Mode) -> str | None:
+    """The layout of `GRAPHS` that has this adjacency stack [3, V, V] (to 1e-5), or None."""
+    for name, graph in GRAPHS.items():
+        if stack.shape[-1] == graph.joints and np.allclose(stack, adjacency(name, mode), rtol=0.0, atol=1e-5):
+            return name
+    return None
+
+
 def graph_of(joints: int) -> str | None:
     """The layout that has this many joints, or None."""
     return next((name for name, graph in GRAPHS.items() if graph.joints == joints), None)
 
 
-def adjacency(layout: str, mode: Mode = "stgcn_spatial") -> Matrices:
-    """Adjacency stack [3, V, V], float64, of a layout of `GRAPHS`.
+def adjacency(layout: str | JointGraph, mode: Mode = "stgcn_spatial") -> Matrices:
+    """Adjacency stack [3, V, V], float64, of a layout of `GRAPHS` or of one's own.
 
     `spatial` (ST-GCN++, Duan et al. 2022): the identity, the edges towards the centre and the edges away from
     it, each with columns of sum 1. `stgcn_spatial` (ST-GCN, Yan et al. 2018, as PYSKL builds it with one
@@ -67,9 +121,9 @@ def adjacency(layout: str, mode: Mode = "stgcn_spatial") -> Matrices:
 
     Raises `UsageError` for an unknown layout or mode.
     """
-    if layout not in GRAPHS:
+    if isinstance(layout, str) and layout not in GRAPHS:
         raise UsageError(f"unknown joint graph {layout!r}; known are {', '.join(GRAPHS)}")
-    graph = GRAPHS[layout]
+    graph = GRAPHS[layout] if isinstance(layout, str) else layout
     if mode == "spatial":
         return _by_direction(graph)
     if mode == "stgcn_spatial":

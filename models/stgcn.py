@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from .graphs import Mode, adjacency
+from .graphs import JointGraph, Mode, adjacency
 from .release import load_tensors
 
 Variant = Literal["stgcn", "stgcn++"]
 STANDARD_WIDTHS = (64,) * 4 + (128,) * 3 + (256,) * 3
 _DILATIONS = (1, 2, 3, 4)
-_MODES: dict[str, Mode] = {"stgcn": "stgcn_spatial", "stgcn++": "spatial"}
+MODES: dict[str, Mode] = {"stgcn": "stgcn_spatial", "stgcn++": "spatial"}
 
 
 class STGCNOutput(NamedTuple):
@@ -42,7 +42,7 @@ class STGCN(nn.Module):
     """Skeleton classifier over a joint graph.
 
     Args:
-        graph: a layout of `models.graphs` or an adjacency stack [3, V, V].
+        graph: a layout of `models.graphs`, by name or as a `JointGraph`, or an adjacency stack [3, V, V].
         channels: C of the input, 3 for (x, y, score) and (x, y, z).
         widths: output channels of each block; by default, the time stride is 2 where the width changes.
         classes: size of the classifier.
@@ -54,7 +54,7 @@ class STGCN(nn.Module):
 
     def __init__(
         self,
-        graph: str | npt.NDArray[Any] = "coco",
+        graph: str | JointGraph | npt.NDArray[Any] = "coco",
         *,
         channels: int = 3,
         widths: Sequence[int] = STANDARD_WIDTHS,
@@ -65,7 +65,7 @@ class STGCN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        stack = adjacency(graph, _MODES[variant]) if isinstance(graph, str) else np.asarray(graph)
+        stack = adjacency(graph, MODES[variant]) if isinstance(graph, str | JointGraph) else np.asarray(graph)
         self.variant = variant
         self.widths = tuple(widths)
         self.strides = tuple(strides or (1, *(1 + (a != b) for a, b in pairwise(widths))))

@@ -86,7 +86,7 @@ class StudentConfig(Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Drop-path rate of the last block; grows linearly from 0 in the first."""
     init: str | None = None
-    """ImageNet ViT weights that proxies start from: a .safetensors or .pth file, a save_pretrained folder, or
+    """ImageNet ViT weights that training starts from: a .safetensors or .pth file, a save_pretrained folder, or
     hub:<id>; null: random, which is for trying things out only."""
 
     @model_validator(mode="after")
@@ -196,6 +196,46 @@ class TrainConfig(Section):
         return self
 
 
+class VideoTeacherTraining(Section):
+    """Teachers with network timesformer, on clips of the view they watch; sampling and augmentation are the student's.
+
+    The short sides of the augmentation keep their ratio to the image size.
+    """
+
+    network: StudentConfig | None = None
+    """Its shape and start, with the fields of `student`; null: those of the student."""
+    train: TrainConfig = TrainConfig()
+
+
+class SkeletonTeacherTraining(Section):
+    """Teachers with network stgcn, on skeletons; joints, modality and pose_frames are those set for the teacher."""
+
+    variant: Literal["stgcn", "stgcn++"] = "stgcn"
+    """stgcn, or stgcn++: a learned graph, and time convolutions of several scales."""
+    base_width: Annotated[int, Field(ge=6)] = 64
+    """Channels of the first block."""
+    stages: Positive = 10
+    """Number of blocks."""
+    inflate: list[Positive] = [5, 8]
+    """Blocks, counted from 1, that double the channels and halve the frames."""
+    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Most by which each axis is stretched or shrunk in training, as a share; every axis has its own draw."""
+    train: TrainConfig = TrainConfig(
+        epochs=80,
+        global_batch=128,
+        micro_batch=16,
+        optimizer=OptimizerConfig(lr=0.1, weight_decay=5e-4),
+        schedule=ScheduleConfig(kind="cosine"),
+    )
+
+
+class TrainTeachersConfig(Section):
+    """`uniego train-teacher`: teachers that have to be trained on the data set itself, exo_rgb and exo_skl."""
+
+    video: VideoTeacherTraining = VideoTeacherTraining()
+    skeleton: SkeletonTeacherTraining = SkeletonTeacherTraining()
+
+
 class ProxiesConfig(Section):
     """Stage 2: one proxy per teacher."""
 
@@ -298,6 +338,7 @@ class RunConfig(Section):
     cache: CacheConfig = CacheConfig()
     teachers: dict[str, TeacherConfig] = Field(min_length=1)
     """The pool: every entry is a frozen teacher, and gets a proxy."""
+    train_teachers: TrainTeachersConfig = TrainTeachersConfig()
     extract: ExtractConfig = ExtractConfig()
     student: StudentConfig = StudentConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -1,6 +1,7 @@
 """The run directory: where everything lies, and the record of each piece of work.
 
 RUN/run.yaml, classes.json
+RUN/teachers/<teacher>/        teachers trained on the run's own clips
 RUN/cache/                    the feature store (unless cache.root names another)
 RUN/extract/                  which features the settings stand for, sizes of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
@@ -93,6 +94,10 @@ class Run:
         """The evaluation of "student", "ego-only" or "proxy:<teacher>"."""
         return TaskFolder(self.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
 
+    def teacher_folder(self, teacher: str) -> TaskFolder:
+        """The training of a teacher on this run's clips."""
+        return TaskFolder(self.root / "teachers" / teacher, f"teacher {teacher}")
+
     def proxy_folder(self, teacher: str) -> TaskFolder:
         """The training of one teacher's proxy (stage 2)."""
         return TaskFolder(self.root / "proxies" / teacher, f"proxy {teacher}")
@@ -120,9 +125,20 @@ class Run:
         return sizes
 
     def extraction_settings(self, teacher: str) -> dict[str, Any]:
-        """What the configuration says about a teacher's features. Whether random ones are allowed is not part of it."""
+        """What the configuration says about a teacher's features. Whether random ones are allowed is not part of it.
+
+        Of a teacher without `weights` also which network trained in this run stands for it.
+        """
         config = self.config.teachers[teacher].model_dump(mode="json", exclude={"allow_random"})
-        return {"teacher": config, "video": self.config.video.model_dump(), "dtype": self.config.cache.dtype}
+        settings: dict[str, Any] = {
+            "teacher": config,
+            "video": self.config.video.model_dump(),
+            "dtype": self.config.cache.dtype,
+        }
+        if config["weights"] is None:
+            folder = self.teacher_folder(teacher)
+            settings["trained"] = folder.results["weights"] if folder.done else None
+        return settings
 
     def record_extraction(self, teacher: str, fingerprint: Mapping[str, Any]) -> None:
         """Remember that features of this fingerprint are what the present settings ask for."""

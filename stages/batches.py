@@ -6,6 +6,7 @@ Everything random comes from (seed, epoch, clip), so workers may decode in any o
 from __future__ import annotations
 
 import multiprocessing
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,17 +17,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import UsageError
 from ..pipeline import sampling
 from ..pipeline.augment import draw_train, test_clip, train_clip
-from ..pipeline.clips import Clip
-from ..pipeline.config import RunConfig
+from ..pipeline.clips import Clip, View
+from ..pipeline.config import RunConfig, StudentConfig
+from ..pipeline.poses import PoseError
 from ..pipeline.randomness import clip_stream, order
 from ..pipeline.signals import ignore_in_child
 from ..pipeline.video import VideoError, open_video, segment
 
 
 class ClipFailure(NamedTuple):
-    """A clip that could not be decoded: it is reported and left out, never replaced."""
+    """A clip that could not be read: it is reported and left out, never replaced."""
 
     clip_id: str
     reason: str
@@ -34,7 +37,7 @@ class ClipFailure(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One clip: its position in the list of clips, and its frames (float32, see `ClipReader`)."""
+    """One clip: its position in the list of clips, and what its reader gives (float32, see `ClipReader`)."""
 
     position: int
     video: Tensor
@@ -43,8 +46,8 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """A micro-batch. The tensors hold the clips that could be decoded; their number may be smaller than asked.
 
-    rows: positions in the list of clips; indices int64 [b]: the same on the device; videos float32 [b, …]; failures
-    of the others.
+    rows: positions in the list of clips; indices int64 [b]: the same on the device; videos float32 [b, …] (skeletons
+    where the network reads those); failures of the others.
     """
 
     rows: tuple[int, ...]
@@ -73,9 +76,19 @@ class Protocol(NamedTuple):
 SINGLE = Protocol(views=1, crops=1)
 
 
+class Reader(typing.Protocol):
+    """Reads a clip the way a network sees it, float32. Picklable; raises `VideoError` or `PoseError`."""
+
+    def train(self, clip: Clip, epoch: int) -> Tensor:
+        """One augmented look, a function of (seed, epoch, clip)."""
+
+    def test(self, clip: Clip, protocol: Protocol = SINGLE) -> Tensor:
+        """All looks of the protocol, stacked: [views * crops, …]."""
+
+
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads the ego view of a clip the way the student and the proxies see it. Picklable."""
+    """Reads one view of a clip the way the student and the proxies see the ego view. Picklable."""
 
     num_frames: int
     image_size: int
@@ -88,23 +101,29 @@ class ClipReader:
     single_short_side: int
     backend: str
     seed: int
+    view: View = "ego"
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> ClipReader:
-        """The reader of a run."""
-        low, high = config.augment.short_side
+    def from_config(cls, config: RunConfig, view: View = "ego", network: StudentConfig | None = None) -> ClipReader:
+        """The reader of a run for a network (None: the student); short sides keep their ratio to its image size."""
+        network = network or config.student
+        low, high, single = (
+            round(side * network.image_size / config.student.image_size)
+            for side in (*config.augment.short_side, config.evaluate.single_short_side)
+        )
         return cls(
-            num_frames=config.student.num_frames,
-            image_size=config.student.image_size,
+            num_frames=network.num_frames,
+            image_size=network.image_size,
             policy=config.sampling.policy,
             rate=config.sampling.rate,
             short_side=(low, high),
             flip=config.augment.flip,
             mean=config.augment.mean,
             std=config.augment.std,
-            single_short_side=config.evaluate.single_short_side,
+            single_short_side=single,
             backend=config.video.backend,
             seed=config.seed,
+            view=view,
         )
 
     @classmethod
@@ -144,7 +163,10 @@ class ClipReader:
 
     def _frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
         """Frames uint8 [T, H, W, 3] for every (start, phase), fractions in [0, 1]; one decoding pass for all."""
-        with open_video(clip.ego_path, self.backend) as video:
+        path = clip.video(self.view)
+        if path is None:
+            raise UsageError(f"clip {clip.clip_id} names no {self.view} video: leave it out")
+        with open_video(path, self.backend) as video:
             info = video.info
             first, end = segment(info, clip.start_s, clip.end_s)
             picks = [self._picks(end - first, info.fps, info.has_duration, *p) + first for p in positions]
@@ -163,7 +185,7 @@ class ClipReader:
 class _Clips(Dataset[Sample | ClipFailure]):
     """Clips by (epoch, position); epoch -1 stands for the un-augmented protocol."""
 
-    def __init__(self, reader: ClipReader, clips: Sequence[Clip], protocol: Protocol | None) -> None:
+    def __init__(self, reader: Reader, clips: Sequence[Clip], protocol: Protocol | None) -> None:
         self.reader, self.clips, self.protocol = reader, clips, protocol
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | ClipFailure:
@@ -173,7 +195,7 @@ class _Clips(Dataset[Sample | ClipFailure]):
             if self.protocol is None:
                 return Sample(index, self.reader.train(clip, epoch))
             return Sample(index, self.reader.test(clip, self.protocol))
-        except VideoError as error:
+        except (VideoError, PoseError) as error:
             return ClipFailure(clip.clip_id, error.reason, str(error))
 
 
@@ -215,7 +237,7 @@ def protocol_order(count: int, batch: int) -> Iterator[list[tuple[int, int]]]:
 
 
 def load(
-    reader: ClipReader,
+    reader: Reader,
     clips: Sequence[Clip],
     batches: Iterable[list[tuple[int, int]]],
     *,

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -93,17 +93,35 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file and fsync it."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as handle:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file and fsync it. The same content gives the same bytes."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(content, path, dict(metadata) if metadata else None)
+    with path.open("r+b") as handle:
+        if metadata:
+            _sort_metadata(handle)
         os.fsync(handle.fileno())
 
 
-def replace_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _sort_metadata(handle: BinaryIO) -> None:
+    """Put the metadata in order: the library writes it in one that changes from process to process.
+
+    The file begins with the header's length (8 bytes, little-endian) and the header as JSON, spaces at its end.
+    """
+    length = int.from_bytes(handle.read(8), "little")
+    header = json.loads(handle.read(length))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > length:
+        raise UniegoError(f"the header of {handle.name} cannot be put in order; this is a fault of uniego")
+    handle.seek(8)
+    handle.write(text.ljust(length))
+
+
+def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole and durably, in the place of an older one."""
     partial = path.with_name(f".{path.name}.partial")
-    save_tensors(partial, tensors)
+    save_tensors(partial, tensors, metadata)
     partial.replace(path)
     files.sync_dir(path.parent)
 

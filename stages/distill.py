@@ -31,7 +31,7 @@ from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
 from .spd import SPDLoss, slots, spd_loss
-from .supervised import Supervised, SupervisedTask
+from .supervised import Supervised, VideoTask
 from .targets import Bank, load_bank, open_index, open_teacher, pool, row_keys, warn_of_random
 from .train_proxies import has_outputs, proxy_fingerprint
 from .training import (
@@ -137,10 +137,10 @@ def _fit_merge(run: Run, soup: Soup, flag: StopFlag) -> None:
     Loop(task, plan, run.merge_folder.path, flag).run(make_batches(run, config, clips))
 
 
-class StudentTask(SupervisedTask):
+class StudentTask(VideoTask):
     """Selective Proxy Distillation: L = mean CE(s, y) + L_feat + L_logit."""
 
-    def __init__(self, config: TrainConfig, spd: SPDConfig, base: Supervised, bank: Bank) -> None:
+    def __init__(self, config: TrainConfig, spd: SPDConfig, base: Supervised[TimeSformer], bank: Bank) -> None:
         super().__init__("student", config, base)
         # A step of one process knows its micro-batches one after the other: their own counts divide the sums.
         self._spd = spd.model_copy(update={"normalise_over": "micro_batch"})

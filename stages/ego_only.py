@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from ..pipeline import files
 from ..pipeline.config import TrainConfig
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
-from .batches import Batch
 from .compute import prepare
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
-from .supervised import Supervised, SupervisedTask
+from .supervised import Supervised, VideoTask
 from .training import initial_proxy, make_batches, make_plan, make_validator, remove_scaffold, train_to_folder, trained
-
-
-class EgoOnlyTask(SupervisedTask):
-    """L = mean CE(s, y)."""
-
-    def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy of one micro-batch."""
-        out = self.forward(batch, epoch)
-        return {"loss": F.cross_entropy(out.logits.float(), self.labels[batch.indices])}
 
 
 def train_ego_only(run: Run, config: TrainConfig, *, overwrite: bool = False) -> None:
@@ -41,7 +28,7 @@ def train_ego_only(run: Run, config: TrainConfig, *, overwrite: bool = False) ->
         if not trained(folder.path):
             clips = run.table().split("train")
             base = Supervised(initial_proxy(run, {}), clips, run.config.seed, device, make_validator(run, flag))
-            task = EgoOnlyTask("ego-only", config, base)
+            task = VideoTask("ego-only", config, base)
             stream = make_batches(run, config, clips)
             train_to_folder(run, folder.path, task, base.model, make_plan(run, config, clips), stream, flag)
         remove_scaffold(folder.path)

@@ -52,12 +52,12 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
                 result = recognise(run, network.to(device), clips, protocol, flag, reader=reader, title=title)
             if not len(result.labels):
                 raise UniegoError(f"none of the {len(clips)} test clips could be decoded")
-            files.write_bytes(folder.path / "predictions.csv", _predictions(run, result))
+            files.write_bytes(folder.path / "predictions.csv", predictions(run, result))
             folder.finish({"model": model, **result.metrics()})
         else:
             say(f"evaluation of {model}: finished before, nothing to do")
     results = folder.results
-    _print(results, protocol._asdict(), folder.path)
+    print_results(results, protocol._asdict(), folder.path)
     return results
 
 
@@ -83,7 +83,7 @@ def _model_folder(run: Run, model: str) -> TaskFolder:
     return folder
 
 
-def _predictions(run: Run, result: Recognition) -> bytes:
+def predictions(run: Run, result: Recognition) -> bytes:
     """A row per clip: id, label, prediction, the label's rank (1 = right), probability of the prediction."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -102,7 +102,8 @@ def _predictions(run: Run, result: Recognition) -> bytes:
     return out.getvalue().encode()
 
 
-def _print(results: Mapping[str, Any], protocol: Mapping[str, int], folder: Path) -> None:
+def print_results(results: Mapping[str, Any], protocol: Mapping[str, int], folder: Path) -> None:
+    """A table of accuracies, and where the predictions lie."""
     table = Table("clips", "views x crops", "top-1", "top-5", "mean class", title=f"{results['model']} on test")
     accuracies = (f"{results[key]:.1f}" for key in ("top1", "top5", "mean_class_accuracy"))
     table.add_row(str(results["clips"]), f"{protocol['views']} x {protocol['crops']}", *accuracies)

@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus
 from ..cache import remove as remove_store
-from ..errors import CoverageError, UniegoError, WeightsError
-from ..models.teachers import Teacher, build_teacher
+from ..errors import CoverageError, UniegoError, UsageError, WeightsError
+from ..models.teachers import PrecomputedTeacher, Teacher, TeacherConfig, build_teacher, teacher_view
+from ..models.teachers.config import PRECOMPUTED
 from ..pipeline import files
 from ..pipeline.clips import Clip, missing_files
 from ..pipeline.progress import Meter, count, say, warn
@@ -30,6 +31,7 @@ from ..pipeline.video import backend_identity
 from .compute import prepare
 from .shard_work import ShardWork
 from .targets import row_keys, teacher_path
+from .train_teacher import in_force
 
 
 def extract_teachers(
@@ -45,10 +47,13 @@ def extract_teachers(
     """
     keys = run.choose(teachers)
     table = run.table()
-    _check_files(run, strict)
+    _check_files(run, keys, strict)
     device = prepare(run.config.compute)
     with StopFlag() as flag:
         built = _build(run, keys)
+        for teacher in built.values():
+            if isinstance(teacher, PrecomputedTeacher):
+                _check_shared(teacher, table.clips)
         flag.check()
         run.record_sources()
         index = ClipIndex.plan(run.cache_root, row_keys(run, table.clips), run.config.cache.rows_per_shard)
@@ -114,8 +119,14 @@ class _Plan:
         return sum(per_row[key] * len(self.index.shard_rows(s)) for s, keys in self.pending.items() for key in keys)
 
 
-def _check_files(run: Run, strict: bool) -> None:
-    missing = missing_files(run.table())
+def _columns(key: str, config: TeacherConfig) -> set[str]:
+    """Columns of the table whose files a teacher may read."""
+    return set() if config.network == PRECOMPUTED else {f"{teacher_view(key, config)}_path", "pose_path"}
+
+
+def _check_files(run: Run, keys: Sequence[str], strict: bool) -> None:
+    read = set().union(*(_columns(key, run.config.teachers[key]) for key in keys))
+    missing = [entry for entry in missing_files(run.table()) if entry[1] in read]
     if not missing:
         return
     shown = "\n".join(f"  {clip.clip_id}: {column} {path}" for clip, column, path in missing[:10])
@@ -131,7 +142,7 @@ def _build(run: Run, keys: Sequence[str]) -> dict[str, Teacher]:
     built, problems = {}, []
     for key in keys:
         try:
-            built[key] = build_teacher(key, run.config.teachers[key])
+            built[key] = build_teacher(key, in_force(run, key))
         except WeightsError as error:
             problems.append(f"{key}: {error}")
     if problems:
@@ -140,6 +151,29 @@ def _build(run: Run, keys: Sequence[str]) -> dict[str, Teacher]:
     if random:
         warn(f"RANDOM teachers, for trying things out only, they know nothing: {', '.join(random)}")
     return built
+
+
+def _check_shared(teacher: PrecomputedTeacher, clips: Sequence[Clip]) -> None:
+    """Refuse stored features that would stand for two different pieces of video, naming both clips."""
+    taken: dict[str, tuple[Clip, tuple[object, ...]]] = {}
+    for clip in clips:
+        path = clip.video(teacher.view)
+        entry = teacher.find(clip.clip_id, None if path is None else path.stem)
+        if entry is None:
+            continue
+        piece = (path, clip.start_s, clip.end_s)
+        other, others_piece = taken.setdefault(entry, (clip, piece))
+        if others_piece != piece:
+            raise UsageError(
+                f"teacher {teacher.key!r}: the stored feature {entry!r} would stand for clip {other.clip_id!r} "
+                f"({_piece(others_piece)}) and for clip {clip.clip_id!r} ({_piece(piece)}); store one feature per "
+                "clip, called by the clip's id"
+            )
+
+
+def _piece(piece: tuple[object, ...]) -> str:
+    path, start, end = piece
+    return f"{path}" + (f", {start or 0} to {end or 'its end'} s" if start is not None or end is not None else "")
 
 
 def _open_store(run: Run, index: ClipIndex, teacher: Teacher, overwrite: bool) -> FeatureStore:
@@ -153,10 +187,10 @@ def _open_store(run: Run, index: ClipIndex, teacher: Teacher, overwrite: bool) -
 
 
 def _fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
-    decoder = {} if teacher.reads == "skeleton" else backend_identity(run.config.video.backend)
+    decoder = backend_identity(run.config.video.backend) if teacher.reads in {"frames", "clip"} else {}
     return {
         "teacher": teacher.fingerprint(),
-        "picks": "centres of equal parts of the clip",
+        "picks": "as stored" if teacher.reads == "stored" else "centres of equal parts of the clip",
         "decoder": decoder,
         "dtype": run.config.cache.dtype,
     }

@@ -32,15 +32,20 @@ def _file_hash(path: Path, _mtime_ns: int) -> str:
     return files.hash_file(path)
 
 
+def settings_of(section: BaseModel) -> dict[str, Any]:
+    """Settings of a stage without those that do not change what comes out."""
+    settings = section.model_dump()
+    for part in (settings, settings.get("train", {})):
+        part.pop("checkpoint", None)
+    return settings
+
+
 def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide about trained weights, and `inputs`: what the training reads besides the clips.
 
     How often checkpoints are written and how many workers decode are not among them.
     """
     config = run.config
-    settings = section.model_dump()
-    for part in (settings, settings.get("train", {})):
-        part.pop("checkpoint", None)
     return {
         "seed": config.seed,
         "train_clips": clips_hash(run.table().split("train")),
@@ -51,6 +56,6 @@ def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]
         "augment": config.augment.model_dump(),
         "video": config.video.model_dump(),
         "precision": config.compute.precision,
-        "settings": settings,
+        "settings": settings_of(section),
         "inputs": dict(inputs),
     }

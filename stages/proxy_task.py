@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..models import TimeSformer
 from ..pipeline.config import ProxiesConfig
 from .batches import Batch
 from .spd import token_distance
-from .supervised import Supervised, SupervisedTask
+from .supervised import Supervised, VideoTask
 from .targets import Targets
 
 
@@ -36,10 +37,12 @@ def feature_loss(
     return weight * per_clip.sum() / present.sum().clamp(min=1)
 
 
-class ProxyTask(SupervisedTask):
+class ProxyTask(VideoTask):
     """Training of the proxy of one teacher."""
 
-    def __init__(self, title: str, teacher: str, config: ProxiesConfig, base: Supervised, targets: Targets) -> None:
+    def __init__(
+        self, title: str, teacher: str, config: ProxiesConfig, base: Supervised[TimeSformer], targets: Targets
+    ) -> None:
         super().__init__(title, config.train, base)
         self._teacher, self._config = teacher, config
         self._values = targets.values.to(base.device)

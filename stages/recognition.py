@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UniegoError
-from ..models import TimeSformer
 from ..pipeline.clips import Clip
 from ..pipeline.progress import Meter, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
-from .batches import ClipFailure, ClipReader, Protocol, load, protocol_order
+from .batches import ClipFailure, ClipReader, Protocol, Reader, load, protocol_order
 from .loop import autocast
 
 
@@ -54,20 +53,21 @@ class Recognition:
 @torch.inference_mode()
 def recognise(
     run: Run,
-    model: TimeSformer,
+    model: nn.Module,
     clips: Sequence[Clip],
     protocol: Protocol,
     flag: StopFlag,
     *,
-    reader: ClipReader | None = None,
+    reader: Reader | None = None,
     title: str = "evaluate",
 ) -> Recognition:
-    """Look at every clip by the protocol, the way `reader` does (None: the run's).
+    """Look at every clip by the protocol, the way `reader` does (None: the run's, at the ego view).
 
-    `model` must be in eval mode. Raises `Stopped` when asked to stop, `UniegoError` when scores are not finite.
+    `model` gives an output with logits [B, C], and must be in eval mode. Raises `Stopped` when asked to stop,
+    `UniegoError` when scores are not finite.
     """
     compute = run.config.compute
-    device = model.cls_token.device
+    device = next(model.parameters()).device
     summed: list[Tensor] = []
     kept: list[Clip] = []
     failures: list[ClipFailure] = []
@@ -87,7 +87,7 @@ def recognise(
                 warn(f"clip {failure.clip_id} left out: {failure.message}")
             failures.extend(batch.failures)
             if batch.rows:
-                videos = batch.videos.to(device, non_blocking=True).flatten(0, 1)  # [b*looks,3,T,H,W]
+                videos = batch.videos.to(device, non_blocking=True).flatten(0, 1)  # [b*looks,…]
                 with autocast(device, compute.precision):
                     logits = model(videos).logits
                 summed.append(logits.float().unflatten(0, (-1, looks)).sum(1).cpu())

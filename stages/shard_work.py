@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cache import Failure, RowStatus, fits
-from ..models.teachers import Teacher
+from ..models.teachers import FeatureFileError, PrecomputedTeacher, Teacher
 from ..pipeline.clips import Clip, View
 from ..pipeline.config import RunConfig
 from ..pipeline.poses import Pose, PoseError, read_pose
@@ -84,13 +84,26 @@ def prepare_clip(clip: Clip, teachers: Sequence[Teacher], backend: str) -> dict[
     prepared: dict[str, Prepared] = {}
     views: tuple[View, ...] = ("ego", "exo")
     for view in views:
-        watching = [t for t in teachers if t.view == view and t.reads != "skeleton"]
+        watching = [t for t in teachers if t.view == view and t.reads in {"frames", "clip"}]
         for teacher, frames in _decode(clip, view, watching, backend).items():
             prepared[teacher.key] = _prepare(clip, teacher, frames, backend)
     for teacher in teachers:
         if teacher.reads == "skeleton":
             prepared[teacher.key] = _prepare(clip, teacher, None, backend)
+        elif isinstance(teacher, PrecomputedTeacher):
+            prepared[teacher.key] = _stored(clip, teacher)
     return prepared
+
+
+def _stored(clip: Clip, teacher: PrecomputedTeacher) -> Prepared:
+    """The stored feature of a clip; None when there is none and the row names no such video either."""
+    path = clip.video(teacher.view)
+    try:
+        return teacher.read(clip.clip_id, None if path is None else path.stem)
+    except FeatureFileError as error:
+        if error.reason == "missing" and path is None:
+            return None
+        return Failure(clip.clip_id, error.reason, str(error))
 
 
 def _decode(clip: Clip, view: View, teachers: Sequence[Teacher], backend: str) -> dict[Teacher, Prepared]:
@@ -119,14 +132,17 @@ def _prepare(clip: Clip, teacher: Teacher, frames: Prepared, backend: str) -> Pr
     if wants_pose and clip.pose_path is None:
         return None
     try:
-        pose = _pose(clip, teacher.view, backend) if wants_pose else None
+        pose = clip_pose(clip, teacher.view, backend) if wants_pose else None
         return teacher.prepare(frames, pose)
     except PoseError as error:
         return Failure(clip.clip_id, error.reason, str(error))
 
 
-def _pose(clip: Clip, view: View, backend: str) -> Pose:
-    """The clip's skeleton; the video it was taken from gives the frame rate and the size of the image."""
+def clip_pose(clip: Clip, view: View, backend: str) -> Pose:
+    """The clip's skeleton; the video it was taken from gives the frame rate and the size of the image.
+
+    Raises `PoseError`.
+    """
     assert clip.pose_path is not None
     path = clip.video(view)
     info = _info(clip, view, backend)

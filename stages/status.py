@@ -13,6 +13,7 @@ from ..models.teachers import teacher_view
 from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
+from .lessons import TRAINABLE, lesson_of
 from .targets import row_keys, stale_settings, teacher_path, train_status
 from .train_proxies import has_outputs, proxy_fingerprint
 
@@ -22,7 +23,7 @@ settings than the run has now), no input (no clip names what the teacher sees, s
 
 
 def status(run: Run) -> dict[str, Any]:
-    """JSON-able: {"run", "clips", "stages": {"extract-teachers": {teacher: …}, "train-proxies": …, …}}.
+    """JSON-able: {"run", "clips", "stages": {"train-teacher": …, "extract-teachers": {teacher: …}, …}}.
 
     Every entry has a "state"; extraction's also the counts done, failed, absent and pending of the run's clips.
     """
@@ -39,12 +40,28 @@ def status(run: Run) -> dict[str, Any]:
         "cache": str(run.cache_root.resolve()),
         "clips": {**table.splits, "classes": table.num_classes},
         "stages": {
+            "train-teacher": _trainings(run),
             "extract-teachers": extraction,
             "train-proxies": proxies,
             "distill": _distill(run, able, proxies),
             "evaluate": _evaluations(run),
         },
     }
+
+
+def _trainings(run: Run) -> dict[str, Any]:
+    """Teachers that are trained in this run: those that extraction will take, and those begun all the same."""
+    entries: dict[str, Any] = {}
+    for key, config in run.config.teachers.items():
+        folder = run.teacher_folder(key)
+        if config.network not in TRAINABLE or (config.weights is not None and folder.record is None):
+            continue
+        if folder.record is None:
+            entries[key] = {"state": "pending"}
+        else:
+            entries[key] = _task(folder, lesson_of(run, key).fingerprint())
+            entries[key] |= folder.results if folder.done else {}
+    return entries
 
 
 def _index(run: Run) -> ClipIndex | None:
@@ -172,7 +189,7 @@ def print_status(report: Mapping[str, Any]) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for stage in ("train-proxies", "distill", "evaluate"):
+    for stage in ("train-teacher", "train-proxies", "distill", "evaluate"):
         for name, entry in report["stages"][stage].items():
             if stage != "train-proxies" or "why" in entry:
                 console.print(f"{stage} {name}: {_line(entry)}", markup=False)

@@ -1,12 +1,14 @@
-"""What training a proxy and training the student have in common: the network, SGD, labels, drop-path, validation."""
+"""What all trainings of classifiers have in common: the network, SGD, labels, drop-path, validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..models import TimeSformer, TimeSformerOutput, draw_drop_masks
 from ..pipeline.clips import Clip
@@ -16,22 +18,24 @@ from .batches import Batch
 from .loop import Task
 from .schedule import learning_rate
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Generic[Network]):
     """A network and the clips that it learns from."""
 
-    model: TimeSformer
+    model: Network
     clips: Sequence[Clip]
     seed: int
     device: torch.device
-    validate: Callable[[TimeSformer], dict[str, float]] | None = None
+    validate: Callable[[Network], dict[str, float]] | None = None
 
 
-class SupervisedTask(Task):
-    """SGD on all parameters of a TimeSformer, with drop-path masks that are functions of (seed, epoch, clip)."""
+class SupervisedTask(Task, Generic[Network]):
+    """SGD on all parameters of a network whose output has logits [B, C]. L = mean CE(logits, y)."""
 
-    def __init__(self, title: str, config: TrainConfig, base: Supervised) -> None:
+    def __init__(self, title: str, config: TrainConfig, base: Supervised[Network]) -> None:
         self.title, self._train, self.base = title, config, base
         self.model = base.model.to(base.device).train()
         self.labels = torch.tensor([clip.label for clip in base.clips], device=base.device)  # [N]
@@ -44,17 +48,14 @@ class SupervisedTask(Task):
             weight_decay=settings.weight_decay,
         )
 
-    def forward(self, batch: Batch, epoch: int) -> TimeSformerOutput:
+    def forward(self, batch: Batch, epoch: int) -> Any:
         """The network on a micro-batch, in training mode."""
-        rates = self.model.drop_rates
-        if not any(rates):
-            return self.model(batch.videos)  # type: ignore[no-any-return]
-        frames, height, width = batch.videos.shape[2:]
-        rows, columns = self.model.grid(height, width)
-        ids = [self.base.clips[i].clip_id for i in batch.rows]
-        streams = [clip_stream(self.base.seed, epoch, clip_id, "drop_path") for clip_id in ids]
-        masks = draw_drop_masks(rates, rows * columns, frames, streams, self.base.device)
-        return self.model(batch.videos, drop_masks=masks)  # type: ignore[no-any-return]
+        return self.model(batch.videos)
+
+    def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Cross-entropy of one micro-batch."""
+        out = self.forward(batch, epoch)
+        return {"loss": F.cross_entropy(out.logits.float(), self.labels[batch.indices])}
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's state."""
@@ -77,3 +78,19 @@ class SupervisedTask(Task):
             return self.base.validate(self.model)
         finally:
             self.model.train()
+
+
+class VideoTask(SupervisedTask[TimeSformer]):
+    """Training of a TimeSformer, with drop-path masks that are functions of (seed, epoch, clip)."""
+
+    def forward(self, batch: Batch, epoch: int) -> TimeSformerOutput:
+        """The network on a micro-batch, in training mode."""
+        rates = self.model.drop_rates
+        if not any(rates):
+            return self.model(batch.videos)  # type: ignore[no-any-return]
+        frames, height, width = batch.videos.shape[2:]
+        rows, columns = self.model.grid(height, width)
+        ids = [self.base.clips[i].clip_id for i in batch.rows]
+        streams = [clip_stream(self.base.seed, epoch, clip_id, "drop_path") for clip_id in ids]
+        masks = draw_drop_masks(rates, rows * columns, frames, streams, self.base.device)
+        return self.model(batch.videos, drop_masks=masks)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cache import ClipIndex, FeatureStore, RowKey, RowStatus
-from ..errors import FingerprintMismatch, MissingInputError, UniegoError, fingerprint_difference
+from ..errors import ConfigError, FingerprintMismatch, MissingInputError, UniegoError, fingerprint_difference
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.progress import warn
@@ -92,13 +92,16 @@ def pool(run: Run, *, strict: bool, only: Sequence[str] | None = None) -> list[s
 
     One without any is left out with a warning, or refused when `strict` or named. Raises `MissingInputError` for
     features that are not there or not whole yet, `FingerprintMismatch` for those made under other settings (so for
-    random ones that the configuration does not name), `UniegoError` for an empty pool.
+    random ones that the configuration does not name), `ConfigError` for features of random weights without
+    `allow_random`, `UniegoError` for an empty pool.
     """
     index = open_index(run)
     keys: list[str] = []
     empty: list[str] = []
     for key in only or run.config.teachers:
-        states = train_status(run, open_teacher(run, index, key))
+        store = open_teacher(run, index, key)
+        _refuse_random(run, key, store)
+        states = train_status(run, store)
         left = int((states == RowStatus.PENDING).sum())
         if left:
             raise MissingInputError(
@@ -114,6 +117,15 @@ def pool(run: Run, *, strict: bool, only: Sequence[str] | None = None) -> list[s
     if not keys:
         raise UniegoError("no teacher has a single feature for the train split; see `uniego status`")
     return keys
+
+
+def _refuse_random(run: Run, key: str, store: FeatureStore) -> None:
+    """The stamp in the cache counts, not what the configuration says about the weights."""
+    if store.attributes.get("random") and not run.config.teachers[key].allow_random:
+        raise ConfigError(
+            f"features of {key} in {store.path} are of random weights and carry no knowledge: extract them with "
+            f"trained weights, or set teachers.{key}.allow_random: true if that is what you want (tests, dry runs)"
+        )
 
 
 def train_status(run: Run, store: FeatureStore) -> npt.NDArray[np.uint8]:

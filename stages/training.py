@@ -1,4 +1,4 @@
-"""What stages 2 and 3 set up around the loop: batches from the run's clips, plan, validation, the trained model."""
+"""What trainings set up around the loop: batches from the run's clips, plan, validation, the trained model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..models import TimeSformer, load_image_weights, read_image_weights
 from ..pipeline.clips import Clip
-from ..pipeline.config import TrainConfig
+from ..pipeline.config import StudentConfig, TrainConfig
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from . import batches
-from .batches import Batch, ClipReader, Protocol
+from .batches import Batch, ClipReader, Protocol, Reader
 from .checkpoints import check_finite
 from .compute import resolve_device
 from .encoder import CONFIG, write_model
@@ -38,9 +38,9 @@ def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
     )
 
 
-def make_batches(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Batches:
-    """Augmented micro-batches of `clips` from any step on."""
-    reader, compute = ClipReader.from_config(run.config), run.config.compute
+def make_batches(run: Run, config: TrainConfig, clips: Sequence[Clip], reader: Reader | None = None) -> Batches:
+    """Augmented micro-batches of `clips` from any step on, the way `reader` sees them (None: the student's)."""
+    look, compute = reader or ClipReader.from_config(run.config), run.config.compute
     pin = resolve_device(compute).type == "cuda"
 
     def stream(epoch: int, step: int) -> Iterator[Batch]:
@@ -52,7 +52,7 @@ def make_batches(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Batche
             micro_batch=config.micro_batch,
             start=(epoch, step),
         )
-        return batches.load(reader, clips, order, workers=compute.workers, pin_memory=pin)
+        return batches.load(look, clips, order, workers=compute.workers, pin_memory=pin)
 
     return stream
 
@@ -62,39 +62,41 @@ def evaluation_protocol(run: Run) -> Protocol:
     return Protocol(run.config.evaluate.views, run.config.evaluate.crops)
 
 
-def make_validator(run: Run, flag: StopFlag) -> Callable[[TimeSformer], dict[str, float]] | None:
-    """Top-1 on the val split, one view, centre crop; None when the table has no such split."""
-    clips = run.table().split("val")
-    if not clips:
+def make_validator(
+    run: Run, flag: StopFlag, clips: Sequence[Clip] | None = None, reader: Reader | None = None
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """Top-1 on `clips` (None: the val split), one view, centre crop; None when there are no such clips."""
+    held_out = run.table().split("val") if clips is None else clips
+    if not held_out:
         return None
 
-    def validate(model: TimeSformer) -> dict[str, float]:
-        metrics = recognise(run, model, clips, batches.SINGLE, flag, title="validation").metrics()
+    def validate(model: nn.Module) -> dict[str, float]:
+        metrics = recognise(run, model, held_out, batches.SINGLE, flag, reader=reader, title="validation").metrics()
         return {"score": metrics["top1"] or 0.0, **metrics}
 
     return validate
 
 
-def fresh_model(run: Run, projections: Mapping[str, int]) -> TimeSformer:
-    """A network of the student's shape with random weights from the run's seed."""
-    student = run.config.student
+def fresh_model(run: Run, projections: Mapping[str, int], network: StudentConfig | None = None) -> TimeSformer:
+    """A network (None: of the student's shape) with random weights from the run's seed."""
+    shape = network or run.config.student
     return TimeSformer(
-        image_size=student.image_size,
-        patch_size=student.patch_size,
-        num_frames=student.num_frames,
-        width=student.width,
-        depth=student.depth,
-        heads=student.heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        num_frames=shape.num_frames,
+        width=shape.width,
+        depth=shape.depth,
+        heads=shape.heads,
         num_classes=run.table().num_classes,
         projections=projections,
-        drop_path=student.drop_path,
+        drop_path=shape.drop_path,
         seed=run.config.seed,
     )
 
 
-def initial_proxy(run: Run, projections: Mapping[str, int]) -> TimeSformer:
-    """What a proxy starts from: image weights when the run names some, else random ones."""
-    model, init = fresh_model(run, projections), run.config.student.init
+def initial_proxy(run: Run, projections: Mapping[str, int], network: StudentConfig | None = None) -> TimeSformer:
+    """What a proxy (or `network`) starts from: image weights when the run names some, else random ones."""
+    model, init = fresh_model(run, projections, network), (network or run.config.student).init
     if init is None:
         return model
     report = load_image_weights(model, read_image_weights(_image_weights_path(run, init)))
@@ -127,12 +129,27 @@ def train_to_folder(
     run: Run, folder: Path, task: Task, model: TimeSformer, plan: Plan, stream: Batches, flag: StopFlag
 ) -> None:
     """Run the loop and write the last epoch's network to `folder`/model, the best on val to `folder`/best."""
+
+    def write(name: str, tensors: Mapping[str, Tensor]) -> None:
+        write_trained(run, folder / name, model, tensors)
+
+    train_and_write(folder, task, plan, stream, flag, write)
+
+
+def train_and_write(
+    folder: Path,
+    task: Task,
+    plan: Plan,
+    stream: Batches,
+    flag: StopFlag,
+    write: Callable[[str, Mapping[str, Tensor]], None],
+) -> None:
+    """Run the loop in `folder`; `write` the best on val as "best" where there is one, then the last as "model"."""
     position = Loop(task, plan, folder, flag).run(stream)
-    best = folder / "best.safetensors"
     if position.best_epoch is not None:
-        write_trained(run, folder / "best", model, load_file(best))
+        write("best", load_file(folder / "best.safetensors"))
         say(f"best on val: epoch {position.best_epoch}, top-1 {position.best_score:.1f}; the model is the last epoch's")
-    write_trained(run, folder / "model", model, task.tensors())
+    write("model", task.tensors())
 
 
 def remove_scaffold(folder: Path) -> None:

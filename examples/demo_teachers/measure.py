@@ -29,11 +29,10 @@ PENALTY = 0.03  # of the number of clips; features have unit variance
 def features(teacher: Teacher, clips: Clips, rows: Tensor) -> Tensor:
     """float32 [n, rows, dim]."""
     frames, joints = clips[teacher.view], clips["joints"]
-    picks = PICKS if teacher.view == "exo" else slice(None)
     prepared = []
     for row in rows.tolist():
         pose = estimated(joints[row], np.random.default_rng((SEED, row)), frames.shape[2])
-        pictures = torch.from_numpy(np.array(frames[row][picks])) if teacher.frames else None
+        pictures = torch.from_numpy(np.array(frames[row][PICKS])) if teacher.frames else None
         prepared.append(teacher.prepare(pictures, pose))
     return torch.cat([teacher.features(prepared[at : at + 32]) for at in range(0, len(prepared), 32)])
 
@@ -54,7 +53,7 @@ def measure(key: str, clips: Clips) -> dict[str, object]:
     labels, fitted = clips.labels(), clips.train[-FITTED:]
     train, test = features(teacher, clips, fitted), features(teacher, clips, clips.held_out)
     one = teacher.prepare(
-        torch.from_numpy(np.array(clips[teacher.view][0][:8])) if teacher.frames else None,
+        torch.from_numpy(np.array(clips[teacher.view][0][PICKS])) if teacher.frames else None,
         estimated(clips["joints"][0], np.random.default_rng(SEED), 96),
     )
     times = []

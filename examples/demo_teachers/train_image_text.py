@@ -95,8 +95,8 @@ def whole_frames(clips: Clips) -> Tensor:
 def places(clips: Clips) -> Tensor:
     """Wrists and object in both views, from -1 to 1 across the picture: float32 [n, 16, 3, 2]."""
     both = []
-    for view, picks in (("ego", slice(None)), ("fine", PICKS)):
-        joints, things = np.array(clips[f"joints_{view}"][:, picks]), np.array(clips[f"object_{view}"][:, picks])
+    for view in ("ego", "fine"):
+        joints, things = np.array(clips[f"joints_{view}"][:, PICKS]), np.array(clips[f"object_{view}"][:, PICKS])
         both.append(np.concatenate([joints[:, :, 9:11, :2], things[:, :, None, :2]], 2))
     return torch.from_numpy((np.concatenate(both, 1) + 0.5) / clips["ego"].shape[2] * 2 - 1)
 

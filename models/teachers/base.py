@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from ...pipeline.poses import Pose
 from .config import TeacherConfig, View
+from .facts import TEACHERS, licence_of
+from .weights import state_hash
 
-Reads = Literal["frames", "clip", "skeleton"]
+Reads = Literal["frames", "clip", "skeleton", "stored"]
 
 
 class Teacher(ABC):
@@ -22,13 +24,16 @@ class Teacher(ABC):
     Attributes:
         key: its name, for example `exo_dino`.
         view: the camera it watches, `ego` or `exo`.
-        reads: `frames` (each on its own), `clip` (all frames together) or `skeleton`.
+        reads: `frames` (each on its own), `clip` (all frames together), `skeleton`, or `stored` (files of features;
+            see `PrecomputedTeacher`).
         needs_pose: whether `prepare` wants the clip's skeleton.
-        frames: how many frames `prepare` wants, at the centres of equal parts of the clip; 0 for `skeleton`.
-        rows: feature rows per clip: `frames` for `frames`, 1 otherwise.
+        frames: how many frames `prepare` wants, at the centres of equal parts of the clip; 0 for `skeleton`
+            and `stored`.
+        rows: feature rows per clip: unless the class says otherwise, `frames` for `frames`, 1 for the rest.
         dim: width D of a row.
         weights_hash: hash of the weights' content, whatever file they came in (see `weights.state_hash`).
-        is_random: the weights are untrained; features carry no knowledge.
+        is_random: the weights are untrained; features carry no knowledge. A class may set it itself.
+        code_hash: hash of the source file of a user's own class, None for the teachers of this package.
         module: the network, in eval mode, float32, without gradients.
 
     Use: `prepare` each clip (on the CPU, in any thread), then `features` of a list of prepared clips.
@@ -36,15 +41,25 @@ class Teacher(ABC):
 
     reads: Reads
     needs_pose: bool = False
+    code_hash: str | None = None
 
     def __init__(
-        self, key: str, view: View, config: TeacherConfig, module: nn.Module, dim: int, weights_hash: str
+        self,
+        key: str,
+        view: View,
+        config: TeacherConfig,
+        module: nn.Module,
+        dim: int,
+        weights_hash: str | None = None,
+        rows: int | None = None,
     ) -> None:
+        """`weights_hash`: None hashes the module's state; `rows`: None as described above."""
         self.key, self.view, self.config = key, view, config
         self.module = module.eval().requires_grad_(False)
-        self.dim, self.weights_hash = dim, weights_hash
-        self.frames = 0 if self.reads == "skeleton" else config.frames
-        self.rows = config.frames if self.reads == "frames" else 1
+        self.dim = dim
+        self.weights_hash = state_hash(self.module.state_dict()) if weights_hash is None else weights_hash
+        self.frames = config.frames if self.reads in {"frames", "clip"} else 0
+        self.rows = rows if rows is not None else config.frames if self.reads == "frames" else 1
         self.is_random = config.source is not None and config.source.kind == "random"
         self.device = torch.device("cpu")
 
@@ -97,11 +112,13 @@ class Teacher(ABC):
             groups.setdefault(clip.shape, []).append(index)
         for indices in groups.values():
             stacked = torch.stack([clips[index] for index in indices]).to(self.device)
-            out[indices] = self.check(self.forward(stacked).float(), len(indices))
+            out[indices] = self.check(self.forward(stacked), len(indices)).float()
         return out
 
     def check(self, features: Tensor, clips: int | None = None) -> Tensor:
         """Return `features` if they are [B, rows, dim]; raise `UsageError` with both shapes otherwise."""
+        if not isinstance(features, Tensor):
+            raise UsageError(f"teacher {self.key!r}: forward must return a tensor, not {type(features).__name__}")
         wanted = (features.shape[0] if clips is None else clips, self.rows, self.dim)
         if tuple(features.shape) != wanted:
             raise UsageError(
@@ -110,8 +127,16 @@ class Teacher(ABC):
         return features
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides the features' values, JSON-able; where the weights lie does not."""
+        """Everything that decides the features' values, JSON-able; where the weights lie does not.
+
+        For a class of the user's own also the hash of its source file and all settings it may have read.
+        """
+        own: dict[str, Any] = {}
+        if self.config.is_own:
+            left_out = {"network", "weights", "view", "allow_random"}
+            own = {"code": self.code_hash, "settings": self.config.model_dump(mode="json", exclude=left_out)}
         return {
+            **own,
             "network": self.config.network,
             "view": self.view,
             "feature": self.config.output,
@@ -126,19 +151,20 @@ class Teacher(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Remarks for a reader of stored features: where the weights came from, what is known. JSON-able."""
-        from .registry import TEACHERS
-
-        facts = TEACHERS.get(self.key)
-        source = self.config.source
+        facts, source = TEACHERS.get(self.key), self.config.source
+        papers = facts is not None and facts.network == self.config.network
+        notes = [facts.note] if facts is not None and papers else []
         if source is not None and source.shipped:
-            note = "a small network trained on rendered clips for the demo; see demo/weights/README.md"
-            return {"key": self.key, "source": str(source), "licence": "Apache-2.0", "note": note}
-        published = facts is not None and source is not None and source.location == facts.hub
+            shipped = "a small network trained on rendered clips for the demo; see demo/weights/README.md"
+            notes = [shipped, *(notes if facts is not None and facts.reconstruction else [])]
+        licence = licence_of(source)
         return {
             "key": self.key,
-            "source": str(source),
-            "licence": facts.licence if facts and published else "unknown",
-            "note": facts.note if facts and facts.network == self.config.network else "",
+            "source": None if source is None else str(source),
+            "licence": licence.name,
+            "non_commercial": licence.non_commercial,
+            "reconstruction": facts is not None and papers and facts.reconstruction,
+            "note": "; ".join(notes),
         }
 
     def _checked_frames(self, frames: Tensor | None) -> Tensor:

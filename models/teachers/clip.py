@@ -7,15 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import ConfigError, UsageError
+from ...errors import ConfigError, UsageError, WeightsError
 from ...pipeline.poses import Pose
 from ..release import check_names, geometry_from_state, read_release_checkpoint, read_safetensors
 from ..timesformer import TimeSformer
 from .base import Teacher
-from .config import TeacherConfig, View
+from .config import UNTOLD, TeacherConfig, View
+from .hub_timesformer import load_hub_timesformer
 from .preprocess import for_network
 from .sources import WeightsSource
-from .weights import required_source, state_hash
+from .weights import check_dim, checked_hash, required_source
 
 _FIELDS = ("image_size", "patch_size", "num_frames", "width", "depth", "heads", "num_classes")
 
@@ -23,20 +24,22 @@ _FIELDS = ("image_size", "patch_size", "num_frames", "width", "depth", "heads", 
 class ClipTeacher(Teacher):
     """TimeSformer's CLS token after the final norm: one row per clip.
 
-    Loads checkpoints in the layout of the TimeSformer release (`.pyth`), and `.safetensors` of `TimeSformer`'s own
-    names, whose metadata may state the number of `heads`; their classifier is not used.
+    Loads checkpoints in the layout of the TimeSformer release (`.pyth`), `.safetensors` of `TimeSformer`'s own
+    names, whose metadata may state the number of `heads`, and transformers' TimesformerModel from a folder or the
+    hub; their classifier is not used. All become our network, which takes any number of frames.
     """
 
     reads = "clip"
 
     def __init__(self, key: str, view: View, config: TeacherConfig) -> None:
         source = required_source(key, config)
-        model = _random(config, source) if source.kind == "random" else _released(source)
+        model, self._commit = _load(key, config, source)
         self._geometry = {name: model.geometry[name] for name in _FIELDS}
         used = {
             name: value for name, value in model.state_dict().items() if not name.startswith(("head.", "proj_layer"))
         }
-        super().__init__(key, view, config, model, self._geometry["width"], state_hash(used))
+        check_dim(key, config, self._geometry["width"])
+        super().__init__(key, view, config, model, self._geometry["width"], checked_hash(key, source, used))
         size = config.image_size or self._geometry["image_size"]
         if size < self._geometry["patch_size"]:
             raise ConfigError(f"teacher {key!r}: image_size {size} is below one patch")
@@ -59,6 +62,18 @@ class ClipTeacher(Teacher):
     def preprocessing(self) -> dict[str, Any]:
         return self._preprocess.fingerprint()
 
+    def describe(self) -> dict[str, Any]:
+        """Adds the hub's commit of the weights, where they came from there."""
+        return {**super().describe(), "commit": self._commit}
+
+
+def _load(key: str, config: TeacherConfig, source: WeightsSource) -> tuple[TimeSformer, str | None]:
+    if source.kind == "random":
+        return _random(config, source), None
+    if source.kind == "file":
+        return _released(config, source), None
+    return load_hub_timesformer(key, source)
+
 
 def _random(config: TeacherConfig, source: WeightsSource) -> TimeSformer:
     unknown = sorted(set(config.architecture) - set(_FIELDS))
@@ -71,14 +86,20 @@ def _random(config: TeacherConfig, source: WeightsSource) -> TimeSformer:
         raise ConfigError(f"architecture: {error}") from error
 
 
-def _released(source: WeightsSource) -> TimeSformer:
-    path, heads = Path(source.location).expanduser(), None
+def _released(config: TeacherConfig, source: WeightsSource) -> TimeSformer:
+    path, heads = Path(source.location).expanduser(), config.architecture.get(UNTOLD["timesformer"])
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
         check_names(state, str(path))
-        heads = int(metadata["heads"]) if metadata.get("heads", "").isdigit() else None
+        if heads is None and metadata.get("heads", "").isdigit():
+            heads = int(metadata["heads"])
     else:
         state, _ = read_release_checkpoint(path)
-    model = TimeSformer(**geometry_from_state(state, heads))
+    try:
+        model = TimeSformer(**geometry_from_state(state, heads))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}; heads: set architecture: {{heads: <number>}}") from error
+    except UsageError as error:
+        raise ConfigError(f"architecture: {error}") from error
     model.load_state_dict(state)
     return model

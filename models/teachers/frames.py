@@ -14,6 +14,7 @@ from .base import Teacher
 from .config import TeacherConfig, View
 from .networks import image_feature, load_image_network
 from .preprocess import check_frames, crop_squares, for_network
+from .weights import check_dim
 
 # The sides at which DINOv2 and Depth Anything are run, whatever the size of their position table.
 _USUAL_SIZE = {"dinov2": 224, "depth_anything": 518}
@@ -26,7 +27,10 @@ class FrameTeacher(Teacher):
 
     def __init__(self, key: str, view: View, config: TeacherConfig) -> None:
         network = load_image_network(key, config)
-        super().__init__(key, view, config, network.module, network.dim, network.weights_hash)
+        self._layers = _layers(key, config, network.architecture)
+        dim = network.dim * max(1, len(self._layers))
+        check_dim(key, config, dim)
+        super().__init__(key, view, config, network.module, dim, network.weights_hash)
         self._architecture, self._commit = network.architecture, network.commit
         size = config.image_size or _USUAL_SIZE.get(config.network, network.trained_size)
         # SigLIP's own 384 is no multiple of 14 (the border is dropped), so the trained size is always fine.
@@ -47,7 +51,7 @@ class FrameTeacher(Teacher):
     def forward(self, batch: Tensor) -> Tensor:
         """uint8 [B, T, 3, h, w] -> [B, T, dim]; all frames are one batch of images."""
         images = self._preprocess.normalise(batch.flatten(0, 1))
-        feature: Tensor = image_feature(self.config.network, self.config.output, self.module, images)
+        feature: Tensor = image_feature(self.config.network, self.config.output, self.module, images, self._layers)
         return feature.view(*batch.shape[:2], -1)
 
     def architecture(self) -> dict[str, Any]:
@@ -65,6 +69,24 @@ class FrameTeacher(Teacher):
             }
         return settings
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Adds the chosen layers, where there are any."""
+        return {**super().fingerprint(), **({"layers": list(self._layers)} if self._layers else {})}
+
     def describe(self) -> dict[str, Any]:
         """Adds the hub's commit of the weights, where they came from there."""
         return {**super().describe(), "commit": self._commit}
+
+
+def _layers(key: str, config: TeacherConfig, architecture: dict[str, Any]) -> tuple[int, ...]:
+    """The configured blocks counted from 0; none where the last one alone is meant."""
+    if config.layers is None:
+        return ()
+    depth = int(architecture["num_hidden_layers"])
+    layers = tuple(layer + depth if layer < 0 else layer for layer in config.layers)
+    if not all(0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
+        raise ConfigError(
+            f"teacher {key!r}: layers {config.layers}: the network has the blocks 0 to {depth - 1} "
+            f"(or -{depth} to -1), and each can be taken once"
+        )
+    return () if layers == (depth - 1,) else layers

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, WeightsError
-from .config import TeacherConfig
+from . import official
+from .config import UNTOLD, TeacherConfig
+from .local import local_source
 from .sources import WeightsSource
-from .weights import check_loaded, fetch, import_transformers, quiet, required_source, seeded, state_hash
+from .weights import check_loaded, checked_hash, fetch, import_transformers, quiet, required_source, seeded
 
 _VIT_FIELDS = (
     "model_type",
@@ -26,7 +29,6 @@ _VIT_FIELDS = (
     "layer_norm_eps",
 )
 _DINO_FIELDS = (*_VIT_FIELDS, "mlp_ratio", "qkv_bias", "use_swiglu_ffn", "num_register_tokens")
-_DEPTH_FIELDS = (*_DINO_FIELDS, "apply_layernorm", "out_indices")
 _CLIP_FIELDS = (*_VIT_FIELDS, "intermediate_size")
 
 # transformers 5 renamed modules in memory; weights are hashed under the names of their files, which stay.
@@ -87,7 +89,7 @@ _KINDS: dict[str, _Kind] = {
         "Dinov2Config",
         {"depth_anything": "DepthAnythingForDepthEstimation"},
         "Dinov2Backbone",
-        _DEPTH_FIELDS,
+        _DINO_FIELDS,
         "hidden_size",
         part="backbone",
         random=(("reshape_hidden_states", False), ("apply_layernorm", True)),
@@ -115,12 +117,15 @@ def load_image_network(key: str, config: TeacherConfig) -> ImageNetwork:
             module, commit = _random(library, kind, config, source), None
         else:
             # Loading draws numbers for whatever the file lacks, before that is found out and refused.
-            module, commit = seeded(0, lambda: _pretrained(library, kind, key, config, source))
+            load = _official if source.kind == "file" else _pretrained
+            module, commit = seeded(0, lambda: load(library, kind, key, config, source))
     settings = module.config
     return ImageNetwork(
         module=module.eval(),
         architecture=_architecture(settings, kind.fields),
-        weights_hash=state_hash({_file_name(name): value for name, value in module.state_dict().items()}),
+        weights_hash=checked_hash(
+            key, source, {_file_name(name): value for name, value in module.state_dict().items()}
+        ),
         dim=int(getattr(settings, kind.dim)),
         patch=int(settings.patch_size),
         trained_size=int(settings.image_size),
@@ -157,6 +162,11 @@ def _pretrained(
 ) -> tuple[Any, str | None]:
     settings = fetch(key, source, library.AutoConfig.from_pretrained)
     name = kind.models.get(settings.model_type)
+    if config.network == "siglip" and settings.model_type.startswith("siglip2"):
+        raise WeightsError(
+            f"teacher {key!r}: {source} is a SigLIP 2 of variable resolution (NaFlex), which is not supported; take "
+            "one of a fixed resolution, for example hub:google/siglip2-so400m-patch14-384"
+        )
     if name is None:
         raise WeightsError(
             f"teacher {key!r}: {source} is a {settings.model_type!r}; network {config.network} takes "
@@ -178,8 +188,38 @@ def _pretrained(
 
     module, info = fetch(key, source, load)
     check_loaded(key, source, info, _used(kind.part))
-    commit = getattr(settings, "_commit_hash", None)
+    commit = local_source(source).commit if source.kind == "hub" else None  # transformers 5 no longer tells it
     return getattr(module, kind.part) if kind.part else module, commit
+
+
+def _official(
+    library: Any, kind: _Kind, key: str, config: TeacherConfig, source: WeightsSource
+) -> tuple[Any, str | None]:
+    """A network out of one official file; names and shapes are checked there, under the names of the file."""
+    path, heads = Path(source.location).expanduser(), config.architecture.get(UNTOLD[config.network])
+    if config.network == "depth_anything":
+        weights, flavour = official.read_depth_encoder(path, heads), "Dinov2"
+    else:
+        weights = official.read_dinov2(path, heads)
+        flavour = "Dinov2WithRegisters" if "num_register_tokens" in weights.settings else "Dinov2"
+    name = kind.random_model.replace("Dinov2", flavour)
+    settings = getattr(library, f"{flavour}Config")(**{**weights.settings, **dict(kind.random)})
+    module, info = from_state(getattr(library, name), settings, weights.state)
+    check_loaded(key, source, info, _used(None))
+    return module, None
+
+
+def from_state(model: Any, settings: Any, state: dict[str, Tensor]) -> tuple[Any, dict[str, Any]]:
+    """A network of transformers with weights under the hub's names, and the report of what was loaded."""
+    loaded: tuple[Any, dict[str, Any]] = model.from_pretrained(
+        None,
+        config=settings,
+        state_dict=state,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+    )
+    return loaded
 
 
 def _used(part: str | None) -> Callable[[str], bool]:
@@ -199,18 +239,27 @@ def _vision_part(settings: Any) -> Any:
     return vision
 
 
-def image_feature(network: str, output: str, module: nn.Module, images: Tensor) -> Tensor:
+def image_feature(kind: str, output: str, module: nn.Module, images: Tensor, layers: Sequence[int] = ()) -> Tensor:
     """One feature row per image: [n, 3, h, w] normalised -> [n, dim].
 
-    DINOv2's and Depth Anything's tokens are those after the final norm: CLS, registers if any, then patches.
+    DINOv2's and Depth Anything's tokens are those after the final norm: CLS, registers if any, then patches; of
+    several `layers` (block numbers from 0) the features stand side by side.
     """
-    if network == "depth_anything":
-        tokens: Tensor = module(images).feature_maps[-1]  # [n, 1 + N, dim]
-        return tokens[:, 0] if output == "cls" else tokens[:, 1:].mean(dim=1)
-    if network == "clip":
+    if kind == "clip":
         return module(pixel_values=images, interpolate_pos_encoding=True).image_embeds  # type: ignore[no-any-return]
-    if network == "siglip":
-        return module(pixel_values=images, interpolate_pos_encoding=True).pooler_output  # type: ignore[no-any-return]
-    tokens = module(pixel_values=images).last_hidden_state  # [n, 1 + registers + N, dim]
-    first_patch = 1 + int(getattr(module.config, "num_register_tokens", 0) or 0)
-    return tokens[:, 0] if output == "cls" else tokens[:, first_patch:].mean(dim=1)
+    if kind == "siglip":
+        out = module(pixel_values=images, interpolate_pos_encoding=True)
+        feature: Tensor = out.pooler_output if output == "pooled" else out.last_hidden_state.mean(dim=1)
+        return feature
+    network: Any = module  # Dinov2Model, with registers or without, or Dinov2Backbone
+    blocks = network.encoder.layer
+    first_patch = 1 + int(getattr(network.config, "num_register_tokens", 0) or 0)
+    wanted = list(layers) or [len(blocks) - 1]
+    features: dict[int, Tensor] = {}
+    hidden: Tensor = network.embeddings(images)  # [n, first_patch + N, width]
+    for number, block in enumerate(blocks[: max(wanted) + 1]):
+        hidden = block(hidden)
+        if number in wanted:
+            tokens: Tensor = network.layernorm(hidden)
+            features[number] = tokens[:, 0] if output == "cls" else tokens[:, first_patch:].mean(dim=1)
+    return torch.cat([features[number] for number in wanted], dim=1)

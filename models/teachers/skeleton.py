@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...pipeline.poses import Keypoints, Pose, PoseError
-from ..graphs import GRAPHS, graph_of
-from ..stgcn import STANDARD_WIDTHS, STGCN, Variant, read_pyskl_checkpoint
+from ..graphs import GRAPHS, JointGraph, adjacency, bone_ends, graph_of, named_by
+from ..stgcn import MODES, STANDARD_WIDTHS, STGCN, Variant, read_pyskl_checkpoint
 from .base import Teacher
 from .config import TeacherConfig, View
-from .skeletons import PERSONS, normalise_2d, normalise_3d, pad_persons, sample_frames
+from .skeletons import PERSONS, centred_3d, modality_of, normalise_2d, normalise_3d, pad_persons, sample_frames
 from .sources import WeightsSource
-from .weights import required_source, state_hash
+from .weights import check_dim, checked_hash, required_source
 
 SPATIAL = ("nturgb+d",)  # layouts recorded in three dimensions
 _FIELDS = ("variant", "base_width", "stages", "inflate", "classes")
@@ -26,7 +26,7 @@ _FIELDS = ("variant", "base_width", "stages", "inflate", "classes")
 class SkeletonTeacher(Teacher):
     """ST-GCN's pooled output: mean over frames and joints, then over two persons; one row per clip.
 
-    Loads PYSKL's `.pth` files (joint modality), or their tensors as `.safetensors`; the classifier is not used.
+    Loads PYSKL's `.pth` files, or their tensors as `.safetensors`; the classifier is not used.
     Poses are prepared as PYSKL does in testing, except for its ten random samplings: here one, at the centres of
     equal parts.
     """
@@ -38,30 +38,44 @@ class SkeletonTeacher(Teacher):
         source = required_source(key, config)
         model = _random(config, source) if source.kind == "random" else _from_file(source)
         self._model = model
-        graph = config.graph or graph_of(model.joints)
-        if graph is not None and GRAPHS[graph].joints != model.joints:
+        self._layout, self._graph = _layout(key, config, model)
+        self._dims = config.pose_dims or (3 if self._layout in SPATIAL else 2)
+        if config.modality in ("b", "bm") and self._graph is None:
             raise ConfigError(
-                f"teacher {key!r}: graph {graph} has {GRAPHS[graph].joints} joints, {source} {model.joints}"
+                f"teacher {key!r}: modality {config.modality} needs the bones of its {model.joints} joints; set edges"
             )
-        self._graph = graph
         used = {name: value for name, value in model.state_dict().items() if not name.startswith("cls_head.")}
-        super().__init__(key, view, config, model, model.widths[-1], state_hash(used))
+        check_dim(key, config, model.widths[-1])
+        super().__init__(key, view, config, model, model.widths[-1], checked_hash(key, source, used))
 
     def prepare(self, frames: Tensor | None = None, pose: Pose | None = None) -> Tensor:
         """Keypoints [M, T, V, 3] -> float32 [2, pose_frames, V, C]; see `Teacher.prepare`."""
-        pose = self._checked_pose(pose)
+        points = sample_frames(self.points(self._checked_pose(pose)), self.config.pose_frames)
+        return torch.from_numpy(np.ascontiguousarray(points))
+
+    def points(self, pose: Pose) -> Keypoints:
+        """The whole skeleton as the network reads it, before frames are picked: float32 [2, T, V, C]."""
         joints, channels = pose.keypoints.shape[2], self._model.channels
         if joints != self._model.joints:
             message = f"teacher {self.key!r} wants {self._model.joints} joints, the skeleton has {joints}"
             raise PoseError("unreadable", pose.path, message)
         points = self._normalised(pose)
-        points = sample_frames(pad_persons(points), self.config.pose_frames)
-        return torch.from_numpy(np.ascontiguousarray(points[..., :channels]))
+        if self.config.modality != "j":
+            ends = bone_ends(self._graph, self._layout) if self._graph else []
+            points = modality_of(points, self.config.modality, ends, scored=self._dims == 2)
+        return pad_persons(points)[..., :channels]
+
+    @property
+    def dims(self) -> int:
+        """2: joints are (x, y, score); 3: they are (x, y, z)."""
+        return self._dims
 
     def _normalised(self, pose: Pose) -> Keypoints:
-        if self._graph in SPATIAL:
+        if self._dims == 2:
+            return normalise_2d(pose)
+        if self._layout in SPATIAL:
             return normalise_3d(pose.keypoints)
-        return normalise_2d(pose)
+        return centred_3d(pose.keypoints, self._graph.centre if self._graph else 0)
 
     def forward(self, batch: Tensor) -> Tensor:
         """float32 [B, M, T, V, C] -> [B, 1, dim]."""
@@ -72,7 +86,7 @@ class SkeletonTeacher(Teacher):
         model = self._model
         return {
             "variant": model.variant,
-            "graph": self._graph,
+            "graph": self._layout if self._layout or not self._graph else [list(bone) for bone in self._graph.bones],
             "widths": list(model.widths),
             "strides": list(model.strides),
             "joints": model.joints,
@@ -81,11 +95,34 @@ class SkeletonTeacher(Teacher):
 
     def preprocessing(self) -> dict[str, Any]:
         return {
-            "normalisation": "3d" if self._graph in SPATIAL else "2d",
+            "normalisation": f"{self._dims}d",
+            "modality": self.config.modality,
             "frames": self.config.pose_frames,
             "sampling": "centres",
             "persons": PERSONS,
         }
+
+
+def _layout(key: str, config: TeacherConfig, model: STGCN) -> tuple[str | None, JointGraph | None]:
+    """The network's joint layout: its name, if it has one, and its bones, if they are known.
+
+    What the configuration says is checked against the weights: the number of joints, and for ST-GCN, whose graph is
+    fixed, the graph itself (that of ST-GCN++ is learned and no longer tells). Where it says nothing, the weights do.
+    """
+    stack = model.state_dict()["backbone.gcn.0.gcn.A"].double().numpy()  # [3, V, V]
+    fixed = model.variant == "stgcn"
+    stated = config.own_graph or (GRAPHS[config.graph] if config.graph else None)
+    if stated is None:
+        name = named_by(stack, MODES["stgcn"]) if fixed else graph_of(model.joints)
+        return name, GRAPHS[name] if name else None
+    what = f"graph {config.graph}" if config.graph else "edges"
+    if stated.joints != model.joints:
+        raise ConfigError(f"teacher {key!r}: {what} has {stated.joints} joints, {config.weights} {model.joints}")
+    if fixed and not np.allclose(stack, adjacency(stated, MODES["stgcn"]), rtol=0.0, atol=1e-5):
+        raise ConfigError(
+            f"teacher {key!r}: {config.weights} was trained on another graph of {model.joints} joints than {what}"
+        )
+    return config.graph, stated
 
 
 def _random(config: TeacherConfig, source: WeightsSource) -> STGCN:
@@ -102,7 +139,9 @@ def _random(config: TeacherConfig, source: WeightsSource) -> STGCN:
         ) from error
     if variant not in {"stgcn", "stgcn++"} or not widths or min(widths) < 6 or not isinstance(classes, int):
         raise ConfigError("architecture: variant is stgcn or stgcn++, base_width at least 6, stages at least 1")
-    return STGCN(config.graph or "coco", widths=widths, classes=classes, variant=variant, seed=source.seed)
+    return STGCN(
+        config.own_graph or config.graph or "coco", widths=widths, classes=classes, variant=variant, seed=source.seed
+    )
 
 
 def _widths(architecture: dict[str, Any]) -> tuple[int, ...]:

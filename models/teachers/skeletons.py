@@ -5,6 +5,8 @@ Arrays are float32 [M, T, V, 3]; a joint or person that is not there is all zero
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,6 +61,42 @@ def normalise_3d(keypoints: Keypoints) -> Keypoints:
     return result
 
 
+def centred_3d(keypoints: Keypoints, centre: int) -> Keypoints:
+    """Points (x, y, z) moved so that joint `centre` starts at the origin: its first sighting, persons in their order.
+
+    Nothing is turned or scaled; joints that are not there stay zeros. For layouts without a spine, such as hands.
+    """
+    there = np.asarray(keypoints.any(axis=-1, keepdims=True))  # [M, T, V, 1]
+    seen = np.argwhere(there[:, :, centre, 0].T)  # (frame, person), the first frame first
+    if not len(seen):
+        return keypoints.copy()
+    frame, person = seen[0]
+    result: Keypoints = (keypoints - keypoints[person, frame, centre]) * there
+    return result
+
+
+def modality_of(points: Keypoints, modality: str, ends: Sequence[int], *, scored: bool) -> Keypoints:
+    """Joints (j), bones (b), or the motion of either from frame to frame (jm, bm), as PYSKL computes them.
+
+    A bone is a joint less the joint at its other end (`ends`, one per joint); motion is the next frame less this one,
+    zero in the last. With `scored` the third channel is a score, and becomes the mean of the two that were subtracted.
+    """
+    if modality in ("b", "bm"):
+        points = _difference(points, points[:, :, list(ends)], scored=scored)
+    if modality in ("jm", "bm"):
+        motion = np.zeros_like(points)
+        motion[:, :-1] = _difference(points[:, 1:], points[:, :-1], scored=scored)
+        points = motion
+    return points
+
+
+def _difference(points: Keypoints, others: Keypoints, *, scored: bool) -> Keypoints:
+    result = points - others
+    if scored:
+        result[..., 2] = (points[..., 2] + others[..., 2]) / 2
+    return result
+
+
 def _turn(vector: npt.NDArray[np.float64], onto: tuple[float, float, float]) -> npt.NDArray[np.float64]:
     """The rotation [3, 3] by the smallest angle that brings `vector` onto `onto` (Rodrigues)."""
     target = np.array(onto)
@@ -87,3 +125,20 @@ def sample_frames(points: Keypoints, count: int) -> Keypoints:
     if frames < count:
         return points[:, np.arange(count) % frames]
     return points[:, ((np.arange(count) + 0.5) * frames / count).astype(int)]
+
+
+def draw_frames(points: Keypoints, count: int, rng: np.random.Generator) -> Keypoints:
+    """`count` frames in order, drawn for training as PYSKL does.
+
+    A shorter clip starts over, from any frame; one of less than twice as many frames skips one here and there; of a
+    longer one, each of `count` equal parts gives any one frame.
+    """
+    frames = points.shape[1]
+    if frames < count:
+        return points[:, (int(rng.integers(frames)) + np.arange(count)) % frames]
+    if frames < 2 * count:
+        skips = np.zeros(count + 1, dtype=np.int64)
+        skips[rng.choice(count + 1, frames - count, replace=False)] = 1
+        return points[:, np.arange(count) + skips.cumsum()[:-1]]
+    starts = np.arange(count + 1) * frames // count
+    return points[:, starts[:-1] + rng.integers(np.diff(starts))]

@@ -22,9 +22,10 @@ T = TypeVar("T")
 _EXAMPLES = {
     "timesformer": "file:/path/to/TimeSformer_divST_8x32_224_K400.pyth or a checkpoint of your own",
     "stgcn": "file:/path/to/stgcn_pyskl_ntu60_xsub_hrnet/j.pth or a checkpoint of your own",
-    "dinov2": "hub:facebook/dinov2-large or dir:/path/to/dinov2-large",
+    "dinov2": "hub:facebook/dinov2-large, dir:/path/to/dinov2-large or file:/path/to/dinov2_vitl14_pretrain.pth",
     "siglip": "hub:google/siglip-so400m-patch14-384 or dir:/path/to/siglip",
-    "depth_anything": "hub:LiheYoung/depth-anything-large-hf or dir:/path/to/depth-anything",
+    "depth_anything": "hub:LiheYoung/depth-anything-large-hf, dir:/path/to/depth-anything or "
+    "file:/path/to/depth_anything_vitl14.pth",
     "clip": "hub:openai/clip-vit-base-patch16 or dir:/path/to/clip",
 }
 
@@ -43,13 +44,32 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def checked_hash(key: str, source: object, state: Mapping[str, Tensor]) -> str:
+    """The `state_hash` of loaded weights; `WeightsError` names those that hold NaN or infinity."""
+    bad = sorted(name for name, value in state.items() if not bool(value.isfinite().all()))
+    if bad:
+        raise WeightsError(
+            f"teacher {key!r}: {source} holds NaN or infinity in {_listed(bad)}; fetch it again, or train it anew"
+        )
+    return state_hash(state)
+
+
+def check_dim(key: str, config: TeacherConfig, dim: int) -> None:
+    """Raise `WeightsError` when the configuration names a width and the network's feature has another."""
+    if config.dim is not None and config.dim != dim:
+        raise WeightsError(
+            f"teacher {key!r}: {config.weights} gives features of width {dim}, dim says {config.dim}; name other "
+            "weights or change dim"
+        )
+
+
 def required_source(key: str, config: TeacherConfig) -> WeightsSource:
     """The configured source; `WeightsError` says which field to set where there is none."""
     source = config.source
     if source is None:
         raise WeightsError(
             f"teacher {key!r} has no weights: set teachers.{key}.weights, for example "
-            f"{_EXAMPLES[config.network]}; or leave the teacher out"
+            f"{_EXAMPLES.get(config.network, 'dir:/path/to/weights')}; or leave the teacher out"
         )
     return source
 

@@ -118,6 +118,36 @@ def test_image_towers_load_from_whole_models(tmp_path: Path) -> None:
         assert features(teacher).shape == (1, 8, dim)
 
 
+@pytest.mark.parametrize(("size", "patches"), [(384, 729), (224, 256)])
+def test_siglips_of_both_sizes(tmp_path: Path, size: int, patches: int) -> None:
+    """The published sides with patches of 14; both outputs are those of the plain network. SigLIP 2 loads alike."""
+    import transformers
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "image_size": size, "patch_size": 14, **VIT}
+    model = transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config={**VIT}))
+    model.save_pretrained(tmp_path)
+    tower = transformers.SiglipVisionModel.from_pretrained(tmp_path).eval()
+    for output in ("pooled", "patch_mean"):
+        config = TeacherConfig(network="siglip", weights=f"dir:{tmp_path}", frames=8, feature=output)
+        teacher = build_teacher("ego_siglip", config)
+        clip = teacher.prepare(frames())
+        assert clip.shape == (8, 3, size, size)
+        with torch.no_grad():
+            out = tower(clip[:1].float() / 127.5 - 1)
+        assert out.last_hidden_state.shape[1] == patches
+        expected = out.pooler_output if output == "pooled" else out.last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(teacher.features([clip])[0, :1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Siglip2Config", "Siglip2VisionConfig"])
+def test_siglips_of_variable_resolution_are_refused(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    getattr(transformers, kind)().save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"NaFlex.*take one of a fixed resolution, .*siglip2-so400m-patch14-384"):
+        build_teacher("ego_siglip", TeacherConfig(network="siglip", weights=f"dir:{tmp_path}"))
+
+
 @pytest.mark.parametrize("network", ["siglip", "clip"])
 def test_trained_sizes_need_not_be_whole_patches(network: str) -> None:
     """As SigLIP's 384 with patches of 14; there the features are those of the plain network."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,21 @@ def test_normalised_images_equal_the_reference(case: str) -> None:
     centre = out[:, top : top + 24, left : left + 24][:, ::3, ::3].numpy()
     grey_level = 1 / 255 / min(preprocess.std)
     assert np.abs(centre - GOLDEN[f"{case}/float32_centre"]).max() <= 1.01 * grey_level
+
+
+@pytest.mark.parametrize("processor", list(PROCESSORS))
+def test_settings_are_those_of_the_processors(processor: str) -> None:
+    """Against the settings that the reference processors were run with."""
+    settings = json.loads((DATA.parent / "preprocess.json").read_text())["processors"][processor]
+    preprocess = for_network(*PROCESSORS[processor])
+    assert list(preprocess.mean) == settings["image_mean"]
+    assert list(preprocess.std) == settings["image_std"]
+    assert preprocess.mode == {2: "bilinear", 3: "bicubic"}[settings["resample"]]
+    side = settings["size"].get("shortest_edge", settings["size"].get("height"))
+    assert (preprocess.resize, preprocess.size) == (side, settings.get("crop_size", settings["size"]).get("height"))
+    assert preprocess.multiple == settings.get("ensure_multiple_of", 1)
+    fit = "keep_aspect" if settings.get("keep_aspect_ratio") else "crop" if "crop_size" in settings else "stretch"
+    assert preprocess.fit == fit
 
 
 def test_depth_anything_sizes() -> None:

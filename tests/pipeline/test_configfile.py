@@ -129,7 +129,7 @@ def test_a_new_teacher_may_be_added_whole(file: Path) -> None:
         ("extract.zzz=3", "extract.zzz: unknown field; here are batch_clips, min_coverage"),
         ("teachers.ego_dino.fames=3", "teachers.ego_dino.fames: unknown field; did you mean 'frames'?"),
         ("teachers.ego_dno.frames=3", "no teacher 'ego_dno'; did you mean 'ego_dino'?"),
-        ("teachers.ego_dino.network=vit", "teachers.ego_dino.network: 'vit' should be 'dinov2'"),
+        ("teachers.ego_dino.network=vit", "teachers.ego_dino.network: 'vit': expected dinov2"),
         ("teachers.ego_dino.weights=vit", "expected hub:<id>"),
         ("teachers.new={frames: 3}", "teachers.new.network: missing"),
         ("seed=abc", "seed: 'abc' should be a valid integer"),

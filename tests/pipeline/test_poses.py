@@ -177,7 +177,7 @@ def test_damaged_and_foreign_files_are_unreadable(tmp_path: Path) -> None:
             read_pose(tmp_path / name, clip_id="c")
         assert caught.value.reason in {"unreadable", "truncated"}
     with pytest.raises(UsageError, match=r"\.npy, \.pkl"):
-        read_pose(tmp_path / "c.json", clip_id="c")
+        read_pose(tmp_path / "c.csv", clip_id="c")
 
 
 class Harmful:
@@ -200,7 +200,7 @@ def test_pickles_with_code_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_pickle_is_parsed_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from uniego.pipeline import poses
+    from uniego.pipeline import poses_pickle as poses
 
     parsed: list[Path] = []
     load = poses._load_pickle

@@ -1,0 +1,214 @@
+"""Features that were made elsewhere: a folder of .npy files, an HDF5 file or a Zarr group, read by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from ...errors import UniegoError, WeightsError
+
+Layout = Literal["npy", "hdf5", "zarr"]
+Reason = Literal["missing", "unreadable"]
+Array = npt.NDArray[Any]
+
+SAMPLED = 256
+"""Entries whose content enters the identity."""
+
+
+class FeatureFileError(UniegoError):
+    """One clip's stored feature cannot be had; `reason` is missing or unreadable."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # exceptions with other arguments do not survive pickling
+        return FeatureFileError, (self.reason, str(self))
+
+
+class StoredFeatures(ABC):
+    """Arrays by name. `names` is sorted; a name may hold `/` where files or data sets lie in folders or groups."""
+
+    layout: Layout
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self.path, self.names = path, names
+
+    @abstractmethod
+    def read(self, name: str) -> Array:
+        """The array of an entry. Raises `FeatureFileError`; `OSError` when the machine is at fault."""
+
+    @abstractmethod
+    def mark(self, name: str) -> str:
+        """What of an entry can be told without reading it: its size, or shape and type."""
+
+    def identity(self) -> str:
+        """Hash (blake2b-128, hex) that stands for the content, cheap for many entries.
+
+        Over the names and marks of all entries, and the values of 256 of them, spread evenly over the sorted names;
+        of all, where there are no more. Added, removed or renamed entries and features made anew are seen; a single
+        entry that is replaced by another of its size may not be.
+        """
+        digest = hashlib.blake2b(self.layout.encode(), digest_size=16)
+        for name in self.names:
+            digest.update(f"{name}\0{self.mark(name)}\0".encode())
+        count = len(self.names)
+        for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)):
+            try:
+                values = np.ascontiguousarray(self.read(self.names[index]))
+                digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
+            except FeatureFileError:
+                digest.update(b"unreadable")
+        return digest.hexdigest()
+
+
+class NpyFolder(StoredFeatures):
+    """`<name>.npy` files in a folder and the folders inside it."""
+
+    layout = "npy"
+
+    def __init__(self, path: Path) -> None:
+        self._sizes: dict[str, int] = {}
+        _scan(path, "", self._sizes)
+        super().__init__(path, sorted(self._sizes))
+
+    def read(self, name: str) -> Array:
+        path = self.path / f"{name}.npy"
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except FileNotFoundError:
+            raise FeatureFileError("missing", f"{path}: no such file any more") from None
+        except (ValueError, EOFError) as error:
+            raise FeatureFileError("unreadable", f"{path}: no NumPy array can be read: {error}") from error
+
+    def mark(self, name: str) -> str:
+        return str(self._sizes[name])
+
+
+def _scan(folder: Path, prefix: str, sizes: dict[str, int]) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                _scan(Path(entry.path), f"{prefix}{entry.name}/", sizes)
+            elif entry.name.endswith(".npy"):
+                sizes[prefix + entry.name.removesuffix(".npy")] = entry.stat().st_size
+
+
+class Hdf5File(StoredFeatures):
+    """Data sets of an HDF5 file, or of one group of it, at any depth."""
+
+    layout = "hdf5"
+
+    def __init__(self, path: Path, group: str) -> None:
+        self._file = h5py.File(path, "r")
+        self._root = self._file.get(group, self._file)
+        marks: dict[str, str] = {}
+
+        def note(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset):
+                marks[name] = f"{item.dtype}{item.shape}"
+
+        self._root.visititems(note)
+        self._marks = marks
+        super().__init__(path, sorted(marks))
+
+    def read(self, name: str) -> Array:
+        try:
+            return np.asarray(self._root[name][()])
+        except (OSError, KeyError, ValueError) as error:  # HDF5 calls a damaged chunk an OSError
+            raise FeatureFileError("unreadable", f"{self.path}: {name} cannot be read: {error}") from error
+
+    def mark(self, name: str) -> str:
+        return self._marks[name]
+
+
+class ZarrGroup(StoredFeatures):
+    """A Zarr group of two arrays: `ids`, text [N], and `features`, [N, D] or [N, T, D]."""
+
+    layout = "zarr"
+
+    def __init__(self, path: Path, group: str) -> None:
+        root = zarr.open_group(path, mode="r")
+        inner = root.get(group)
+        root = inner if isinstance(inner, zarr.Group) else root
+        ids, features = root.get("ids"), root.get("features")
+        if not isinstance(ids, zarr.Array) or not isinstance(features, zarr.Array):
+            raise WeightsError(f"{path}: a Zarr group of features holds the arrays ids [N] and features [N, …]")
+        self._features = features
+        names = [_text(value) for value in np.asarray(ids[:]).tolist()]
+        if len(names) != features.shape[0] or len(set(names)) != len(names):
+            raise WeightsError(
+                f"{path}: ids has {len(names)} entries, {len(set(names))} different ones; features has "
+                f"{features.shape[0]} rows"
+            )
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._block = lru_cache(maxsize=4)(self._read_block)
+        super().__init__(path, sorted(names))
+
+    def read(self, name: str) -> Array:
+        per_block = self._features.chunks[0]
+        row = self._rows[name]
+        try:
+            return np.asarray(self._block(row // per_block)[row % per_block])
+        except (ValueError, RuntimeError) as error:  # what codecs raise
+            raise FeatureFileError("unreadable", f"{self.path}: {name} cannot be read: {error}") from error
+
+    def _read_block(self, block: int) -> Array:
+        size = self._features.chunks[0]
+        return np.asarray(self._features[block * size : (block + 1) * size])
+
+    def mark(self, name: str) -> str:
+        return f"{self._features.dtype}{self._features.shape[1:]}"
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def open_stored(path: str | Path, teacher: str) -> StoredFeatures:
+    """Open the features at `path`; a folder or group inside that is called like the teacher is taken instead.
+
+    Raises `WeightsError` when there is nothing, or nothing of a known layout.
+    """
+    path = Path(path).expanduser()
+    try:
+        return _open(path, teacher)
+    except (OSError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: features cannot be opened: {error}") from error
+
+
+def _open(path: Path, teacher: str) -> StoredFeatures:
+    stored: StoredFeatures
+    if path.is_dir():
+        if (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
+            stored = ZarrGroup(path, teacher)
+        else:
+            stored = NpyFolder(path / teacher if (path / teacher).is_dir() else path)
+    elif path.is_file():
+        if not h5py.is_hdf5(path):
+            raise WeightsError(f"{path}: no HDF5 file; name a folder of .npy files or a Zarr group with dir:")
+        stored = Hdf5File(path, teacher)
+    else:
+        raise WeightsError(f"{path}: no such file or folder")
+    if not stored.names:
+        raise WeightsError(f"{stored.path}: holds no features; {_WANTED[stored.layout]}")
+    return stored
+
+
+_WANTED: dict[Layout, str] = {
+    "npy": "expected <clip id or video's stem>.npy files",
+    "hdf5": "expected a data set for each clip, called by its id or its video's stem",
+    "zarr": "ids and features are empty",
+}
