@@ -60,7 +60,8 @@ def _tell(error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         typer.echo("interrupted; the same command continues", err=True)
     elif isinstance(error, Stopped):
-        typer.echo(f"stopped: {error}", err=True)
+        hint = " (without --overwrite)" if "--overwrite" in sys.argv else ""
+        typer.echo(f"stopped: {error}{hint}", err=True)
     else:
         typer.echo(f"error: {error}", err=True)
 

@@ -16,7 +16,8 @@ from ..pipeline.config import (
 )
 from .teachers import demo_teachers
 
-PROXY_EPOCHS, STUDENT_EPOCHS = 8, 8
+PROXY_EPOCHS, STUDENT_EPOCHS = 6, 6
+LEARNING_RATE = 0.005
 
 
 def demo_config(seed: int = 0) -> RunConfig:
@@ -25,7 +26,7 @@ def demo_config(seed: int = 0) -> RunConfig:
         preset="demo",
         seed=seed,
         teachers=demo_teachers(),
-        student=StudentConfig(image_size=48, patch_size=8, num_frames=8, width=64, depth=3, heads=4),
+        student=StudentConfig(image_size=48, patch_size=8, num_frames=8, width=64, depth=3, heads=4, init="demo:start"),
         # Mirroring would turn "the left hand" into the right one, which the actions do not care about.
         augment=AugmentConfig(short_side=[52, 60]),
         proxies=ProxiesConfig(train=training(PROXY_EPOCHS)),
@@ -36,11 +37,11 @@ def demo_config(seed: int = 0) -> RunConfig:
 
 
 def training(epochs: int) -> TrainConfig:
-    """SGD as in the published recipe, its steps at the same shares of a shorter training, a larger rate."""
+    """SGD as in the published recipe, its steps at the same shares of a shorter training."""
     return TrainConfig(
         epochs=epochs,
         global_batch=16,
         micro_batch=16,
-        optimizer=OptimizerConfig(lr=0.05),
+        optimizer=OptimizerConfig(lr=LEARNING_RATE),
         schedule=ScheduleConfig(steps=[0.0, 0.73 * epochs, 0.93 * epochs], factors=[1.0, 0.1, 0.01]),
     )

@@ -68,7 +68,7 @@ class STGCN(nn.Module):
         stack = adjacency(graph, MODES[variant]) if isinstance(graph, str | JointGraph) else np.asarray(graph)
         self.variant = variant
         self.widths = tuple(widths)
-        self.strides = tuple(strides or (1, *(1 + (a != b) for a, b in pairwise(widths))))
+        self.strides = tuple(strides or default_strides(widths))
         self.channels, self.joints, self.classes = channels, int(stack.shape[-1]), classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -100,33 +100,39 @@ class STGCN(nn.Module):
         """
         state = {key.removeprefix("module."): value for key, value in state.items()}
         try:
-            model = _from_shapes(cls, state)
+            shape = shape_from_state(state)
+            del shape["joints"]
+            model = cls(state["backbone.gcn.0.gcn.A"].cpu().numpy(), **shape)
             model.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
             raise WeightsError(f"not the state dict of an ST-GCN or ST-GCN++ in PYSKL's layout: {error}") from error
         return model
 
 
-def _from_shapes(cls: type[STGCN], state: Mapping[str, Tensor]) -> STGCN:
-    found = (re.match(r"backbone\.gcn\.(\d+)\.tcn\.bn\.weight$", key) for key in state)
-    widths = [0] * len([match for match in found if match])
-    for index in range(len(widths)):
-        widths[index] = state[f"backbone.gcn.{index}.tcn.bn.weight"].shape[0]
-    if not widths:
-        raise KeyError("backbone.gcn.0.tcn.bn.weight")
-    plus = "backbone.gcn.0.tcn.branches.5.weight" in state
-    stack = state["backbone.gcn.0.gcn.A"]
-    channels = state["backbone.gcn.0.gcn.conv.weight"].shape[1]
+def default_strides(widths: Sequence[int]) -> tuple[int, ...]:
+    """Time strides of blocks of these widths: 2 where the width changes."""
+    return (1, *(1 + (a != b) for a, b in pairwise(widths)))
+
+
+def shape_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`joints`, and the keywords of the `STGCN` that a PYSKL state dict belongs to; shapes alone are looked at.
+
+    Raises `KeyError` naming an entry that is missing.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    count = len([key for key in state if re.fullmatch(r"backbone\.gcn\.\d+\.tcn\.bn\.weight", key)])
+    widths = [state[f"backbone.gcn.{index}.tcn.bn.weight"].shape[0] for index in range(max(1, count))]
+    joints, channels = state["backbone.gcn.0.gcn.A"].shape[-1], state["backbone.gcn.0.gcn.conv.weight"].shape[1]
     projected = [f"backbone.gcn.{index}.residual.conv.weight" in state for index in range(len(widths))]
-    return cls(
-        stack.cpu().numpy(),
-        channels=channels,
-        widths=widths,
-        classes=state["cls_head.fc_cls.weight"].shape[0],
-        variant="stgcn++" if plus else "stgcn",
-        strides=[2 if index and flag else 1 for index, flag in enumerate(projected)],
-        norm_persons=max(1, state["backbone.data_bn.weight"].shape[0] // (channels * stack.shape[-1])),
-    )
+    return {
+        "joints": joints,
+        "channels": channels,
+        "widths": widths,
+        "classes": state["cls_head.fc_cls.weight"].shape[0],
+        "variant": "stgcn++" if "backbone.gcn.0.tcn.branches.5.weight" in state else "stgcn",
+        "strides": [2 if index and flag else 1 for index, flag in enumerate(projected)],
+        "norm_persons": max(1, state["backbone.data_bn.weight"].shape[0] // (channels * joints)),
+    }
 
 
 def read_pyskl_checkpoint(path: str | Path) -> dict[str, Tensor]:

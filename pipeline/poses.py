@@ -47,8 +47,8 @@ def read_pose(
     only. Pickles and JSON are kept parsed for the next clip.
 
     Raises:
-        PoseError: no such file or annotation (missing), a file that is not what it should be (unreadable), or
-            one that ends before the clip does (truncated).
+        PoseError: no such file or annotation (missing), a file that is not what it should be or that cannot be cut
+            for want of `fps` (unreadable), or one that ends before the clip does (truncated).
         UsageError: another kind of file, or a pickle that asks for any other class; the message names it.
     """
     path = Path(path)
@@ -88,7 +88,10 @@ def _cut(pose: Pose, start_s: float | None, end_s: float | None, fps: float | No
     if start_s is None and end_s is None:
         return pose
     if fps is None or not fps > 0:
-        raise UsageError(f"{pose.path}: cutting a clip out of a video's skeleton needs the frame rate, got {fps}")
+        message = (
+            f"a clip is cut out of it at the frame rate of its video, which is not known ({fps}); can it be opened?"
+        )
+        raise PoseError("unreadable", pose.path, message)
     count = pose.keypoints.shape[1]
     first = round((start_s or 0.0) * fps)
     last = count if end_s is None else round(end_s * fps)

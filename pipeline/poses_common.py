@@ -62,6 +62,10 @@ def shaped(points: Any, scores: Any, path: Path) -> Keypoints:
             message = f"scores {list(scores.shape)} do not fit keypoints {list(points.shape)}"
             raise PoseError("unreadable", path, message)
         points = np.concatenate([points, scores[..., None]], axis=-1)
-    result: Keypoints = points.astype(np.float32)
-    result[~np.isfinite(result).all(axis=-1)] = 0.0
-    return result
+    return finite(points.astype(np.float32))
+
+
+def finite(points: npt.NDArray[np.float32]) -> Keypoints:
+    """The same array, with zeros for joints whose values are not all finite."""
+    points[~np.isfinite(points).all(axis=-1)] = 0.0
+    return points

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .poses_common import Keypoints, PoseError, Reason
+from .poses_common import Keypoints, PoseError, Reason, finite
 
 _CACHED_FILES = 2
 
@@ -117,7 +116,7 @@ def _assembly101(frames: Sequence[Mapping[str, Any]]) -> Recording:
                 if len(joints) != HAND_JOINTS:
                     raise ValueError(f"frame {number}: {len(joints)} joints of hand {hand}, not {HAND_JOINTS}")
                 points[_hand(hand), number] = joints
-    return Recording(_finite(points), ASSEMBLY101_FPS, None)
+    return Recording(finite(points), ASSEMBLY101_FPS, None)
 
 
 def _hand(name: str) -> int:
@@ -145,7 +144,7 @@ def _body(joints: Mapping[str, Any]) -> Keypoints:
     for place, name in enumerate(COCO):
         if name in joints:
             body[place] = joints[name]["x"], joints[name]["y"], 1.0
-    return _finite(body)
+    return finite(body)
 
 
 def _held(annotated: Mapping[int, Keypoints]) -> Keypoints:
@@ -161,8 +160,3 @@ def _held(annotated: Mapping[int, Keypoints]) -> Keypoints:
     held: Keypoints = points[nearest]
     held[np.abs(at[nearest] - every) > EGOEXO4D_HOLD] = 0.0
     return held[None]
-
-
-def _finite(points: npt.NDArray[np.float32]) -> Keypoints:
-    points[~np.isfinite(points).all(axis=-1)] = 0.0
-    return points

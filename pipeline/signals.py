@@ -46,7 +46,7 @@ class StopFlag:
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for. Call it where everything finished so far is saved."""
         if self.requested is not None:
-            raise Stopped(f"stopped on {self.requested}; run the same command again (without --overwrite) to continue")
+            raise Stopped(f"stopped on {self.requested}; run the same command again to continue")
 
 
 def ignore_in_child() -> None:

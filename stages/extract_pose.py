@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -71,6 +72,8 @@ def extract_pose(
     """
     if out.suffix not in {".pkl", ".pickle"}:
         raise UsageError(f"--out {out}: skeletons are written as a pickle; name it {out.with_suffix('.pkl')}")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; name a file that is not there yet, or one to replace")
     _check_stems(videos)
     with StopFlag() as flag:
         network = BlazePose(weights)
@@ -122,6 +125,8 @@ class _Work:
 
     def announce(self, infos: dict[Path, VideoInfo]) -> None:
         """Say what is about to be done, and how long it may take."""
+        if not infos:
+            return
         new = [info for path, info in infos.items() if self.read_part(path) is None]
         if not new:
             say(f"extract-pose: the skeletons of {count(len(infos), 'video')} are there")
@@ -168,7 +173,7 @@ class _Work:
                 part = {name: stored[name] for name in stored.files}
         except FileNotFoundError:
             return None
-        except (ValueError, EOFError, OSError, KeyError) as error:
+        except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
             warn(f"{self.part_path(video)}: damaged ({error}); its video is done again")
             return None
         return part if str(part.pop("made_from", "")) == self._of(video) else None

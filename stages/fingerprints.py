@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..models.teachers import parse_source
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.rundir import Run
@@ -21,8 +22,17 @@ def clips_hash(clips: Sequence[Clip]) -> str:
     return files.hash_bytes("\n".join(lines).encode())
 
 
-def weights_hash(path: Path) -> str | None:
-    """Hash of a file of weights, or of all in a folder; None where there is nothing (a hub's id, say)."""
+def init_path(run: Run, init: str) -> Path:
+    """Where the weights lie that a network starts from; a name that stands for no place here gives none that exists."""
+    shipped = init.startswith("demo:")
+    return Path(parse_source(init).location) if shipped else run.root / init
+
+
+def init_hash(run: Run, init: str | None) -> str | None:
+    """Hash of the file of weights that a network starts from, or of all in its folder; None: random, or a hub's id."""
+    if init is None:
+        return None
+    path = init_path(run, init)
     found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     return files.hash_bytes("".join(_file_hash(p, p.stat().st_mtime_ns) for p in found).encode()) if found else None
 
@@ -51,7 +61,7 @@ def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]
         "train_clips": clips_hash(run.table().split("train")),
         "num_classes": run.table().num_classes,
         "student": config.student.model_dump(),
-        "init": weights_hash(run.root / config.student.init) if config.student.init else None,
+        "init": init_hash(run, config.student.init),
         "sampling": config.sampling.model_dump(),
         "augment": config.augment.model_dump(),
         "video": config.video.model_dump(),

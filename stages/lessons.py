@@ -18,7 +18,7 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from .batches import SINGLE, ClipReader, Protocol, Reader
 from .compute import resolve_device
-from .fingerprints import clips_hash, settings_of, weights_hash
+from .fingerprints import clips_hash, init_hash, settings_of
 from .skeleton_reader import SkeletonReader
 from .supervised import Supervised, SupervisedTask, VideoTask
 from .training import evaluation_protocol, initial_proxy, make_validator
@@ -126,10 +126,9 @@ class VideoLesson(Lesson):
         return clip.video(self.view) is not None
 
     def settings(self) -> dict[str, Any]:
-        init = self.network.init
         return {
             "network": self.network.model_dump(),
-            "init": weights_hash(self.run.root / init) if init else None,
+            "init": init_hash(self.run, self.network.init),
             "input": asdict(self.reader()),
         }
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UniegoError, WeightsError
+from ..errors import FingerprintMismatch, UniegoError, WeightsError
 from ..models.teachers import TeacherConfig, build_teacher
 from ..pipeline import files
 from ..pipeline.progress import say, warn
@@ -62,7 +62,8 @@ def is_trained_here(config: TeacherConfig) -> bool:
 def in_force(run: Run, key: str) -> TeacherConfig:
     """A teacher's settings with the weights that extraction takes: where none are named, those trained in the run.
 
-    Raises `WeightsError` naming the command when they are not trained yet, or are not what training wrote.
+    Raises `WeightsError` naming the command when they are not trained yet, or are not what training wrote;
+    `FingerprintMismatch` when they were trained under other settings, and so perhaps on other inputs.
     """
     config = run.config.teachers[key]
     if not is_trained_here(config):
@@ -76,6 +77,13 @@ def in_force(run: Run, key: str) -> TeacherConfig:
         )
     if not path.exists() or files.hash_file(path) != folder.results["weights"]:
         raise WeightsError(f"{path} is not what training wrote; restore it, or train anew: `{command} --overwrite`")
+    different = folder.differences(lesson_of(run, key).fingerprint())
+    if different:
+        advice = (
+            f"Restore those settings, train anew with `{command} --overwrite`, or take these weights all the same: "
+            f"teachers.{key}.weights: file:{path.absolute()}"
+        )
+        raise FingerprintMismatch(f"{folder.title} in {folder.path}", different, advice)
     return _with_weights(config, folder)
 
 

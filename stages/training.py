@@ -21,6 +21,7 @@ from .batches import Batch, ClipReader, Protocol, Reader
 from .checkpoints import check_finite
 from .compute import resolve_device
 from .encoder import CONFIG, write_model
+from .fingerprints import init_path
 from .loop import Batches, Loop, Plan, Task
 from .recognition import recognise
 
@@ -107,7 +108,7 @@ def initial_proxy(run: Run, projections: Mapping[str, int], network: StudentConf
 def _image_weights_path(run: Run, init: str) -> Path:
     """A file or folder; one named hub:<id> is fetched into the hub's own cache."""
     if not init.startswith("hub:"):
-        return run.root / init
+        return init_path(run, init)
     from huggingface_hub import snapshot_download
 
     name = init.removeprefix("hub:")

@@ -120,8 +120,8 @@ _OWNERS = ("facebook", "google", "liheyoung", "depth-anything", "openai")
 def licence_of(source: WeightsSource | None) -> Licence:
     """The licence of published weights, told by their published name; of weights named otherwise it is unknown.
 
-    A hub id counts if its owner published the original; of a file or folder the name counts, and that of the folder
-    around a file, since checkpoints of ST-GCN are all called `j.pth`.
+    A hub id counts if its owner published the original; of a file or folder the name counts, and for ST-GCN that of
+    the folder around a file, since its checkpoints are all called `j.pth`.
     """
     if source is None or source.kind == "random":
         return Licence("unknown")
@@ -130,8 +130,8 @@ def licence_of(source: WeightsSource | None) -> Licence:
     parts = [part.lower() for part in source.location.replace("\\", "/").rstrip("/").split("/")]
     if source.kind == "hub" and (len(parts) != 2 or parts[0] not in _OWNERS):
         return Licence("unknown")
-    for name in (parts[-1], *parts[-2:-1]) if source.kind == "file" else (parts[-1],):
-        for beginning, licence in _LICENCES:
-            if name.startswith(beginning):
-                return licence
+    around = parts[-2] if source.kind == "file" and len(parts) > 1 else ""
+    for beginning, licence in _LICENCES:
+        if parts[-1].startswith(beginning) or (beginning.startswith("stgcn") and around.startswith(beginning)):
+            return licence
     return Licence("unknown")

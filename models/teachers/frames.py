@@ -16,8 +16,8 @@ from .networks import image_feature, load_image_network
 from .preprocess import check_frames, crop_squares, for_network
 from .weights import check_dim
 
-# The sides at which DINOv2 and Depth Anything are run, whatever the size of their position table.
-_USUAL_SIZE = {"dinov2": 224, "depth_anything": 518}
+USUAL_SIZE = {"dinov2": 224, "depth_anything": 518}
+"""The sides at which DINOv2 and Depth Anything are run, whatever the size of their position table."""
 
 
 class FrameTeacher(Teacher):
@@ -32,7 +32,7 @@ class FrameTeacher(Teacher):
         check_dim(key, config, dim)
         super().__init__(key, view, config, network.module, dim, network.weights_hash)
         self._architecture, self._commit = network.architecture, network.commit
-        size = config.image_size or _USUAL_SIZE.get(config.network, network.trained_size)
+        size = config.image_size or USUAL_SIZE.get(config.network, network.trained_size)
         # SigLIP's own 384 is no multiple of 14 (the border is dropped), so the trained size is always fine.
         if size % network.patch and size != network.trained_size:
             raise ConfigError(f"teacher {key!r}: image_size {size} is no multiple of the patch, {network.patch} pixels")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...errors import WeightsError
 from ..timesformer import MLP_RATIO, NORM_EPS, TimeSformer
+from .local import hub_commit
 from .sources import WeightsSource
 from .weights import check_loaded, fetch, import_transformers, quiet, seeded
 
@@ -73,7 +74,7 @@ def load_hub_timesformer(key: str, source: WeightsSource) -> tuple[TimeSformer, 
     )
     head = {name: value for name, value in model.state_dict().items() if name.startswith("head.")}
     model.load_state_dict({**convert_names(module.state_dict()), **head})
-    return model, getattr(settings, "_commit_hash", None)
+    return model, hub_commit(source)
 
 
 def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

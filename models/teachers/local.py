@@ -79,6 +79,14 @@ def local_source(source: WeightsSource) -> LocalWeights:
     return _in_hub_cache(source) if source.kind == "hub" else LocalWeights()
 
 
+def hub_commit(source: WeightsSource) -> str | None:
+    """The hub's commit of weights that lie in its local cache; None for any that came another way.
+
+    transformers 5 no longer tells it.
+    """
+    return local_source(source).commit if source.kind == "hub" else None
+
+
 def _in_hub_cache(source: WeightsSource) -> LocalWeights:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

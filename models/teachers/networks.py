@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, WeightsError
 from . import official
 from .config import UNTOLD, TeacherConfig
-from .local import local_source
+from .local import hub_commit
 from .sources import WeightsSource
 from .weights import check_loaded, checked_hash, fetch, import_transformers, quiet, required_source, seeded
 
@@ -188,8 +188,7 @@ def _pretrained(
 
     module, info = fetch(key, source, load)
     check_loaded(key, source, info, _used(kind.part))
-    commit = local_source(source).commit if source.kind == "hub" else None  # transformers 5 no longer tells it
-    return getattr(module, kind.part) if kind.part else module, commit
+    return getattr(module, kind.part) if kind.part else module, hub_commit(source)
 
 
 def _official(
@@ -197,11 +196,9 @@ def _official(
 ) -> tuple[Any, str | None]:
     """A network out of one official file; names and shapes are checked there, under the names of the file."""
     path, heads = Path(source.location).expanduser(), config.architecture.get(UNTOLD[config.network])
-    if config.network == "depth_anything":
-        weights, flavour = official.read_depth_encoder(path, heads), "Dinov2"
-    else:
-        weights = official.read_dinov2(path, heads)
-        flavour = "Dinov2WithRegisters" if "num_register_tokens" in weights.settings else "Dinov2"
+    read = official.read_depth_encoder if config.network == "depth_anything" else official.read_dinov2
+    weights = read(path, heads)
+    flavour = "Dinov2WithRegisters" if "num_register_tokens" in weights.settings else "Dinov2"
     name = kind.random_model.replace("Dinov2", flavour)
     settings = getattr(library, f"{flavour}Config")(**{**weights.settings, **dict(kind.random)})
     module, info = from_state(getattr(library, name), settings, weights.state)

@@ -104,7 +104,7 @@ def _part(path: Path, stored: Mapping[str, Tensor], prefix: str) -> dict[str, Te
 
 
 def _encoder(path: Path, stored: Mapping[str, Tensor], heads: int | None) -> OfficialWeights:
-    settings = _settings(path, stored, heads)
+    settings = settings_from_state(path, stored, heads)
     wanted = _shapes(settings)
     missing = [name for name in wanted if name not in stored and name != "mask_token"]  # training alone uses that
     unknown = [name for name in stored if name not in wanted]
@@ -124,8 +124,11 @@ def _encoder(path: Path, stored: Mapping[str, Tensor], heads: int | None) -> Off
     return OfficialWeights(state, settings)
 
 
-def _settings(path: Path, stored: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
-    """Keywords of transformers' Dinov2Config (with `num_register_tokens`, Dinov2WithRegistersConfig)."""
+def settings_from_state(path: Path, stored: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
+    """Keywords of transformers' Dinov2Config (with `num_register_tokens`, Dinov2WithRegistersConfig).
+
+    The shapes alone of official entries are looked at. Raises `WeightsError` as `read_dinov2` does.
+    """
     try:
         table, patches = stored["pos_embed"], stored["patch_embed.proj.weight"]
         width, patch = table.shape[2], patches.shape[3]

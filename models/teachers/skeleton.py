@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,9 @@ class SkeletonTeacher(Teacher):
         self._model = model
         self._layout, self._graph = _layout(key, config, model)
         self._dims = config.pose_dims or (3 if self._layout in SPATIAL else 2)
-        if config.modality in ("b", "bm") and self._graph is None:
-            raise ConfigError(
-                f"teacher {key!r}: modality {config.modality} needs the bones of its {model.joints} joints; set edges"
-            )
+        if self._graph is None and (config.modality in ("b", "bm") or self._dims == 3):
+            what = "pose_dims 3 needs the centre" if self._dims == 3 else f"modality {config.modality} needs the bones"
+            raise ConfigError(f"teacher {key!r}: {what} of its {model.joints} joints; set edges")
         used = {name: value for name, value in model.state_dict().items() if not name.startswith("cls_head.")}
         check_dim(key, config, model.widths[-1])
         super().__init__(key, view, config, model, model.widths[-1], checked_hash(key, source, used))
@@ -132,7 +132,7 @@ def _random(config: TeacherConfig, source: WeightsSource) -> STGCN:
     variant: Variant = config.architecture.get("variant", "stgcn")
     classes = config.architecture.get("classes", 60)
     try:
-        widths = _widths(config.architecture)
+        widths = widths_of(config.architecture)
     except TypeError as error:
         raise ConfigError(
             f"architecture: base_width and stages are numbers, inflate a list of them: {error}"
@@ -144,7 +144,7 @@ def _random(config: TeacherConfig, source: WeightsSource) -> STGCN:
     )
 
 
-def _widths(architecture: dict[str, Any]) -> tuple[int, ...]:
+def widths_of(architecture: Mapping[str, Any]) -> tuple[int, ...]:
     """Channels per block: `base_width`, doubled at the stages (counted from 1) that `inflate` names."""
     base = architecture.get("base_width", STANDARD_WIDTHS[0])
     inflate = architecture.get("inflate", (5, 8))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import zarr
 
 from ...errors import UniegoError, WeightsError
+from .facts import TEACHERS
 
 Layout = Literal["npy", "hdf5", "zarr"]
 Reason = Literal["missing", "unreadable"]
@@ -112,6 +113,8 @@ class Hdf5File(StoredFeatures):
     def __init__(self, path: Path, group: str) -> None:
         self._file = h5py.File(path, "r")
         self._root = self._file.get(group, self._file)
+        if isinstance(self._root, h5py.Dataset):
+            raise WeightsError(f"{path}: {group} is one data set {self._root.shape}; {_WANTED['hdf5']}")
         marks: dict[str, str] = {}
 
         def note(name: str, item: object) -> None:
@@ -132,18 +135,24 @@ class Hdf5File(StoredFeatures):
         return self._marks[name]
 
 
+_GROUP = "a Zarr group of features holds the arrays ids [N] and features [N, …]"
+
+
 class ZarrGroup(StoredFeatures):
     """A Zarr group of two arrays: `ids`, text [N], and `features`, [N, D] or [N, T, D]."""
 
     layout = "zarr"
 
     def __init__(self, path: Path, group: str) -> None:
-        root = zarr.open_group(path, mode="r")
+        try:
+            root = zarr.open_group(path, mode="r")
+        except zarr.errors.ContainsArrayError as error:
+            raise WeightsError(f"{path}: a single Zarr array; {_GROUP}") from error
         inner = root.get(group)
         root = inner if isinstance(inner, zarr.Group) else root
         ids, features = root.get("ids"), root.get("features")
         if not isinstance(ids, zarr.Array) or not isinstance(features, zarr.Array):
-            raise WeightsError(f"{path}: a Zarr group of features holds the arrays ids [N] and features [N, …]")
+            raise WeightsError(f"{path}: {_GROUP}")
         self._features = features
         names = [_text(value) for value in np.asarray(ids[:]).tolist()]
         if len(names) != features.shape[0] or len(set(names)) != len(names):
@@ -178,7 +187,7 @@ def _text(value: object) -> str:
 def open_stored(path: str | Path, teacher: str) -> StoredFeatures:
     """Open the features at `path`; a folder or group inside that is called like the teacher is taken instead.
 
-    Raises `WeightsError` when there is nothing, or nothing of a known layout.
+    Raises `WeightsError` when there is nothing, nothing of a known layout, or another teacher's folder or group alone.
     """
     path = Path(path).expanduser()
     try:
@@ -204,6 +213,12 @@ def _open(path: Path, teacher: str) -> StoredFeatures:
         raise WeightsError(f"{path}: no such file or folder")
     if not stored.names:
         raise WeightsError(f"{stored.path}: holds no features; {_WANTED[stored.layout]}")
+    others = sorted({name.split("/")[0] for name in stored.names if "/" in name} & (set(TEACHERS) - {teacher}))
+    if others:  # taken as they are, they would be another teacher's features under this one's name
+        raise WeightsError(
+            f"{stored.path}: holds features of {', '.join(others)}, and none of {teacher}; if those are meant, name "
+            "that folder itself, or a file of them alone"
+        )
     return stored
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import WeightsError
+from ..release import listed
 from .config import TeacherConfig
 from .sources import WeightsSource
 
@@ -49,7 +50,7 @@ def checked_hash(key: str, source: object, state: Mapping[str, Tensor]) -> str:
     bad = sorted(name for name, value in state.items() if not bool(value.isfinite().all()))
     if bad:
         raise WeightsError(
-            f"teacher {key!r}: {source} holds NaN or infinity in {_listed(bad)}; fetch it again, or train it anew"
+            f"teacher {key!r}: {source} holds NaN or infinity in {listed(bad)}; fetch it again, or train it anew"
         )
     return state_hash(state)
 
@@ -171,7 +172,7 @@ def check_loaded(key: str, source: object, info: Mapping[str, Any], used: Callab
     wrong = sorted(f"{name} {_shapes(shapes)}" for name, *shapes in info["mismatched_keys"] if used(name))
     surplus = sorted(name for name in info["unexpected_keys"] if _in_a_layer(name) and used(name))
     faults = [
-        f"{what}: {_listed(names)}"
+        f"{what}: {listed(names)}"
         for what, names in (("missing", missing), ("wrong shape", wrong), ("beyond its depth", surplus))
         if names
     ]
@@ -187,8 +188,3 @@ def _in_a_layer(name: str) -> bool:
 def _shapes(shapes: Iterable[Iterable[int]]) -> str:
     stored, wanted = (tuple(shape) for shape in shapes)
     return f"{stored} for {wanted}"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

@@ -86,7 +86,8 @@ def test_shapes_of_pickled_checkpoints(tmp_path: Path) -> None:
     state = {"model.cls_token": torch.zeros(1, 1, 6), "model.x": torch.zeros(2, 3)}
     for name, zipped in (("new", True), ("old", False)):
         torch.save({"epoch": 3, "model_state": state}, tmp_path / name, _use_new_zipfile_serialization=zipped)
-        assert read_shapes(tmp_path / name) == {"model.cls_token": (1, 1, 6), "model.x": (2, 3)}
+        shapes = {key: tuple(value.shape) for key, value in read_shapes(tmp_path / name).items()}
+        assert shapes == {"model.cls_token": (1, 1, 6), "model.x": (2, 3)}
 
 
 def test_what_cannot_be_read_is_not_told(tmp_path: Path) -> None:

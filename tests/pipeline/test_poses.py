@@ -72,8 +72,9 @@ def test_clip_is_cut_out_of_its_video(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pose.keypoints[0, :, :, 0], expected)
     assert read_pose(path, clip_id="c", video_stem="video").keypoints.shape[1] == 100
     assert read_pose(path, clip_id="c", video_stem="video", end_s=2.0, fps=25.0).keypoints.shape[1] == 50
-    with pytest.raises(UsageError, match="frame rate"):
+    with pytest.raises(PoseError, match="at the frame rate of its video, which is not known") as caught:
         read_pose(path, clip_id="c", video_stem="video", end_s=2.0)
+    assert caught.value.reason == "unreadable"
 
 
 def test_a_clip_of_its_own_goes_before_its_video(tmp_path: Path) -> None:
