@@ -16,7 +16,7 @@ from ..pipeline.config import (
 )
 from .teachers import demo_teachers
 
-PROXY_EPOCHS, STUDENT_EPOCHS = 6, 6
+PROXY_EPOCHS, STUDENT_EPOCHS = 10, 8
 LEARNING_RATE = 0.005
 
 
@@ -30,7 +30,7 @@ def demo_config(seed: int = 0) -> RunConfig:
         # Mirroring would turn "the left hand" into the right one, which the actions do not care about.
         augment=AugmentConfig(short_side=[52, 60]),
         proxies=ProxiesConfig(train=training(PROXY_EPOCHS)),
-        distill=DistillConfig(train=training(STUDENT_EPOCHS)),
+        distill=DistillConfig(feature_weight=1.0, train=training(STUDENT_EPOCHS)),
         evaluate=EvaluateConfig(views=1, crops=3, single_short_side=52),
         compute=ComputeConfig(threads=1, workers=2),
     )

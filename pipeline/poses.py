@@ -88,9 +88,7 @@ def _cut(pose: Pose, start_s: float | None, end_s: float | None, fps: float | No
     if start_s is None and end_s is None:
         return pose
     if fps is None or not fps > 0:
-        message = (
-            f"a clip is cut out of it at the frame rate of its video, which is not known ({fps}); can it be opened?"
-        )
+        message = "a clip is cut out of it at the frame rate of its video, which is not known; can the video be opened?"
         raise PoseError("unreadable", pose.path, message)
     count = pose.keypoints.shape[1]
     first = round((start_s or 0.0) * fps)

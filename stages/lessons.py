@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import ConfigError, UsageError
 from ..models.teachers import TeacherConfig, teacher_view
 from ..models.teachers.preprocess import KINETICS
-from ..models.teachers.skeleton import SkeletonTeacher
+from ..models.teachers.skeleton import SkeletonTeacher, widths_of
 from ..pipeline.clips import Clip, Split, View
 from ..pipeline.config import StudentConfig, TrainConfig
 from ..pipeline.progress import warn
@@ -28,6 +28,9 @@ TRAINABLE = ("timesformer", "stgcn")
 
 _SKELETON = {"graph", "edges", "pose_dims", "modality", "pose_frames"}
 """Fields of a teacher that say what its network reads."""
+
+_NETWORK = {"variant", "base_width", "stages", "inflate"}
+"""Fields of `train_teachers.skeleton` that say what the network is."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class Lesson(ABC):
             **self.settings(),
         }
 
+    def check_dim(self) -> None:
+        """Raise `ConfigError` when the teacher's `dim` is not the width of what would be trained."""
+        if self.config.dim not in (None, self.width):
+            raise ConfigError(
+                f"teachers.{self.key}.dim is {self.config.dim}, but the network that is trained here gives features of "
+                f"width {self.width}; change dim, or the network (docs/train-teacher.md)"
+            )
+
     @property
     @abstractmethod
     def input(self) -> str:
@@ -73,6 +84,11 @@ class Lesson(ABC):
     @abstractmethod
     def train(self) -> TrainConfig:
         """For how long, and how."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of the feature."""
 
     @property
     @abstractmethod
@@ -119,6 +135,10 @@ class VideoLesson(Lesson):
         return self.run.config.train_teachers.video.train
 
     @property
+    def width(self) -> int:
+        return self.network.width
+
+    @property
     def protocol(self) -> Protocol:
         return evaluation_protocol(self.run)
 
@@ -160,6 +180,10 @@ class SkeletonLesson(Lesson):
         return self.run.config.train_teachers.skeleton.train
 
     @property
+    def width(self) -> int:
+        return widths_of(self._shape)[-1]
+
+    @property
     def protocol(self) -> Protocol:
         return SINGLE
 
@@ -176,9 +200,7 @@ class SkeletonLesson(Lesson):
         return SkeletonReader(teacher, scale, config.video.backend, config.seed)
 
     def task(self, clips: Sequence[Clip], flag: StopFlag) -> SupervisedTask[Any]:
-        section = self.run.config.train_teachers.skeleton
-        shape = {"base_width": section.base_width, "stages": section.stages, "inflate": section.inflate}
-        model = self._teacher(**shape, variant=section.variant).module.requires_grad_(True)
+        model = self._teacher(**self._shape).module.requires_grad_(True)
         device = resolve_device(self.run.config.compute)
         validate = make_validator(self.run, flag, self.clips("val"), self.reader())
         base = Supervised(model, clips, self.run.config.seed, device, validate)
@@ -186,6 +208,11 @@ class SkeletonLesson(Lesson):
 
     def metadata(self) -> dict[str, str]:
         return {}
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        """The network's settings, as a teacher's `architecture` names them."""
+        return self.run.config.train_teachers.skeleton.model_dump(include=_NETWORK)
 
     def _teacher(self, **architecture: Any) -> SkeletonTeacher:
         """The teacher with random weights of the run's seed."""

@@ -32,10 +32,11 @@ def train_teacher(run: Run, key: str, *, overwrite: bool = False) -> dict[str, A
     """Train teacher `key` on the train split's labels and measure it on test; returns the results.
 
     Continues where it stopped; a finished teacher is left as it is. Clips that do not name its input are counted and
-    left out. Raises `UsageError` for a teacher of another network, `UniegoError` when no train clip names its input,
-    `FingerprintMismatch` for one begun under other settings, `Stopped` after saving when asked to stop.
+    left out. Raises `UsageError` for a teacher of another network or another `dim`, `UniegoError` when no train clip
+    names its input, `FingerprintMismatch` for one begun under other settings, `Stopped` after saving when asked to.
     """
     lesson = lesson_of(run, key)
+    lesson.check_dim()
     prepare(run.config.compute)
     folder = run.teacher_folder(key)
     with StopFlag() as flag, folder.work(lesson.fingerprint(), overwrite=overwrite) as needed:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 import yaml
 from typer.testing import CliRunner
 from uniego import cli
@@ -202,6 +203,11 @@ class Wide(ColourTeacher):
     def forward(self, batch):
         return super().forward(batch)[..., 1:]
 
+class Partly(ColourTeacher):
+    def forward(self, batch):
+        red = batch[:, :, 0].flatten(1).float().median(dim=1).values > 75
+        return super().forward(batch).masked_fill(red[:, None, None], torch.nan)
+
 class Nothing(ColourTeacher):
     def forward(self, batch):
         return super().forward(batch) * torch.nan
@@ -238,6 +244,36 @@ def test_own_classes_that_do_not_work(
     run = make_run(tmp_path / "run", clip_table, ego_mine={"network": network})
     result = call("extract-teachers", "--run", run)
     assert (result.exit_code, message in result.output) == (code, True), result.output
+
+
+def test_a_feature_that_is_not_finite_fails_its_clip_alone(tmp_path: Path, clip_table: Path, own: Path) -> None:
+    (own / "broken_teacher.py").write_text(BROKEN)
+    mine = {"network": "broken_teacher:Partly", "options": {"grid": 2}}
+    run = make_run(tmp_path / "run", clip_table, ego_colour=COLOUR, ego_mine=mine)
+    result = call("extract-teachers", "--run", run)
+    assert result.exit_code == 3, result.output
+    red = [f"clip{number:02d}" for number in (1, 3, 5, 7, 9)]
+    rows = list(csv.DictReader((run / "extract" / "failures.csv").open(newline="")))
+    assert [(row["teacher"], row["clip_id"], row["reason"]) for row in rows] == [
+        ("ego_mine", clip_id, "non_finite") for clip_id in red
+    ]
+    assert counts(run, "ego_colour") == (CLIPS, 0, 0)
+    assert counts(run, "ego_mine") == (CLIPS - len(red), len(red), 0)
+    found, whole = stored_features(run, "ego_mine"), stored_features(run, "ego_colour")
+    assert found.keys() == whole.keys() - set(red)
+    for clip_id, value in found.items():
+        np.testing.assert_allclose(value, whole[clip_id], atol=1e-3)
+
+
+def test_a_feature_of_another_width_stops_at_the_first_batch(tmp_path: Path, clip_table: Path, own: Path) -> None:
+    (own / "broken_teacher.py").write_text(BROKEN)
+    wide = {"network": "broken_teacher:Wide"}
+    run = make_run(tmp_path / "run", clip_table, ego_colour=COLOUR, ego_mine=wide)
+    assert call("extract-teachers", "--run", run).exit_code == 2
+    assert counts(run, "ego_mine") == (0, 0, 0)
+    assert counts(run, "ego_colour") == (0, 0, 0)  # its shard is not written either
+    good("extract-teachers", "--run", run, "--teacher", "ego_colour")
+    assert counts(run, "ego_colour") == (CLIPS, 0, 0)
 
 
 def test_the_runs_folder_is_not_searched(tmp_path: Path, clip_table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +356,7 @@ def test_the_reconstruction_is_named_in_the_manifest(tmp_path: Path, clip_table:
         ("file:/data/TimeSformer_divST_8x32_224_K400.pyth", "CC-BY-NC-4.0", True),
         ("file:/data/stgcn_pyskl_ntu60_xsub_hrnet/j.pth", "Apache-2.0", False),
         ("file:/data/timesformer/mine.pth", "unknown", False),
+        ("file:/data/dinov2_trials/j.pth", "unknown", False),
         ("random:1", "unknown", False),
     ],
 )
@@ -335,8 +372,8 @@ def test_non_commercial_weights_are_marked(tmp_path: Path, clip_table: Path) -> 
     assert "not ready: /data/TimeSformer_divST_8x32_224_K400.pyth: no such file" in listed
 
 
-def lay_out_cache(home: Path) -> Path:
-    """The hub's local cache with one model in it; the weights' blob."""
+def lay_out_cache(home: Path, model: Path = DEMO / "dinov2") -> Path:
+    """The hub's local cache with the model of a folder in it; the weights' blob."""
     repo = home / "hub" / f"models--{ID.replace('/', '--')}"
     snapshot = repo / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -345,7 +382,7 @@ def lay_out_cache(home: Path) -> Path:
     (repo / "refs" / "main").write_text(COMMIT)
     blob = repo / "blobs"
     for name in ("config.json", "model.safetensors"):
-        data = (DEMO / "dinov2" / name).read_bytes()
+        data = (model / name).read_bytes()
         blob = repo / "blobs" / hashlib.sha256(data).hexdigest()
         blob.write_bytes(data)
         (snapshot / name).symlink_to(os.path.relpath(blob, snapshot))
@@ -382,6 +419,18 @@ def test_weights_in_the_hubs_cache_are_found_and_verified(tmp_path: Path, hub_ru
     damaged = uniego("teachers", "fetch", "-r", hub_run, **offline)
     assert damaged.returncode == 1
     assert "damaged, its content is not what the hub gave" in damaged.stdout
+
+
+def test_the_manifest_names_the_commit_of_a_video_network(tmp_path: Path, clip_table: Path) -> None:
+    small = {"image_size": 32, "patch_size": 16, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = transformers.TimesformerConfig(**small, intermediate_size=96, num_frames=4)
+    transformers.TimesformerModel(settings).save_pretrained(tmp_path / "folder")
+    lay_out_cache(tmp_path / "hf", tmp_path / "folder")
+    run = make_run(tmp_path / "run", clip_table, exo_rgb={"network": "timesformer", "weights": f"hub:{ID}"})
+    result = uniego("extract-teachers", "-r", run, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((run / "cache" / "exo_rgb" / "manifest.json").read_text())
+    assert manifest["attributes"]["commit"] == COMMIT
 
 
 def test_a_machine_without_the_hub_is_told_what_to_bring(tmp_path: Path, hub_run: Path) -> None:

@@ -113,3 +113,15 @@ def test_captions_name_the_action_the_thing_and_the_hand() -> None:
     made = scene(6, "screw")
     assert made.caption.startswith("a person screws on the lid of the ")
     assert f"{made.thing.name} {made.thing.make} with the {('left', 'right')[made.hand]} hand" in made.caption
+
+
+def test_the_ego_camera_often_misses_what_the_outer_one_sees() -> None:
+    unseen: dict[View, list[bool]] = {"ego": [], "exo": []}
+    for number in range(96):
+        rng = np.random.default_rng((7, number))
+        scene = sample_scene(rng, ACTIONS[number % len(ACTIONS)], sample_subject(rng))
+        for view in unseen:
+            pixels = render(scene, np.linspace(0, scene.duration, 8), view, 32).object_2d[:, :2]
+            unseen[view].append(bool((((pixels < 0) | (pixels > 31)).any(1)).mean() >= 0.5))
+    assert 0.12 < np.mean(unseen["ego"]) < 0.45
+    assert np.mean(unseen["exo"]) < 0.03

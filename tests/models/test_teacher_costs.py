@@ -73,6 +73,14 @@ def test_widths_are_told_without_a_network(key: str) -> None:
     assert geometry(config, LocalWeights()).dim == build_teacher(key, config).dim
 
 
+def test_a_layout_of_ones_own_counts_its_joints() -> None:
+    hands = {"edges": [[joint, 0] for joint in range(1, 21)], "weights": "random:0", "allow_random": True}
+    costs = [geometry(TeacherConfig(network="stgcn", **fields), LocalWeights()).gflop for fields in (hands, {})]
+    assert costs[0] is not None
+    assert costs[1] is not None
+    assert costs[0] / costs[1] == pytest.approx(21 / 17, rel=0.01)
+
+
 @pytest.mark.parametrize(("key", "network"), [("exo_rgb", "timesformer"), ("exo_skl", "stgcn"), ("ego_dino", "dinov2")])
 def test_the_shipped_networks_are_measured_from_their_files(key: str, network: str) -> None:
     config = TeacherConfig(network=network, weights=f"demo:{network}")

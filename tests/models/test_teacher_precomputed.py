@@ -111,6 +111,17 @@ def test_the_teachers_own_folder_or_group_is_taken(tmp_path: Path) -> None:
     assert build(write_hdf5(tmp_path / "x.h5", mine, "exo_dino")).find("clip01", None) == "clip01"
 
 
+def test_another_teachers_folder_or_group_is_not_taken(tmp_path: Path) -> None:
+    entries = values(3)
+    stores = [write_hdf5(tmp_path / "x.h5", entries, "ego_dino")]
+    write_npy(tmp_path / "root" / "ego_dino", entries)
+    for weights in (*stores, f"dir:{tmp_path / 'root'}"):
+        with pytest.raises(WeightsError, match="holds features of ego_dino, and none of exo_dino"):
+            build(weights)
+        assert build(weights, "ego_dino").dim == 6
+    assert build(f"dir:{tmp_path / 'root' / 'ego_dino'}").dim == 6  # named outright, it is meant
+
+
 def test_two_files_of_one_name_are_refused_with_both(tmp_path: Path) -> None:
     one, two = values(2).values()
     teacher = build(write_npy(tmp_path / "features", {"a/cam": one, "b/cam": two}))
@@ -233,7 +244,11 @@ def test_what_is_no_store_of_features(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "twice.zarr")
     group.create_array("features", data=np.ones((2, 3), np.float32))
     group.create_array("ids", data=np.array(["a", "a"], dtype=np.dtypes.StringDType()))
+    zarr.create_array(tmp_path / "array.zarr", data=np.ones((2, 3), np.float32))
+    write_hdf5(tmp_path / "one.h5", {"exo_dino": np.ones((2, 3), np.float32)})
     for weights, message in {
+        "dir:array.zarr": "a single Zarr array; a Zarr group of features holds",
+        "file:one.h5": r"exo_dino is one data set \(2, 3\); expected a data set for each clip",
         "dir:absent": "no such file or folder",
         "dir:empty": "holds no features; expected <clip id",
         "file:text.h5": "no HDF5 file",

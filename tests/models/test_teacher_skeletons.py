@@ -78,10 +78,12 @@ def test_two_hands_with_joints_in_their_own_order(tmp_path: Path) -> None:
     assert not clip[:, :, 5].any()  # the wrist has no bone
     assert teacher.fingerprint()["architecture"]["graph"] == HAND
     assert teacher.fingerprint()["preprocessing"]["modality"] == "b"
-    plain = build_teacher("exo_skl", config(tmp_path / "hands.pth", pose_dims=3))  # joints need no bones
+    plain = build_teacher("exo_skl", config(tmp_path / "hands.pth"))  # joints (x, y, score) need neither
     assert plain.fingerprint()["architecture"]["graph"] is None
     assert plain.weights_hash == teacher.weights_hash
-    with pytest.raises(ConfigError, match="set edges"):
+    with pytest.raises(ConfigError, match="pose_dims 3 needs the centre of its 21 joints; set edges"):
+        build_teacher("exo_skl", config(tmp_path / "hands.pth", pose_dims=3))
+    with pytest.raises(ConfigError, match="modality b needs the bones of its 21 joints; set edges"):
         build_teacher("exo_skl", config(tmp_path / "hands.pth", modality="b"))
     with pytest.raises(ConfigError, match="trained on another graph of 21 joints than graph handmp"):
         build_teacher("exo_skl", config(tmp_path / "hands.pth", graph="handmp"))

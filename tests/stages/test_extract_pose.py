@@ -184,6 +184,23 @@ def test_a_changed_video_is_done_again(tmp_path: Path, make_video: Callable[...,
 
 
 @needs_networks
+def test_a_damaged_part_is_done_again(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    video, out = make_video(tmp_path / "square.mp4", frames=9), tmp_path / "poses.pkl"
+    stage.extract_pose([video], out)
+    written, part = out.read_bytes(), tmp_path / "poses.pkl.parts" / "square.npz"
+    for damage in (part.read_bytes()[:1000], b"", b"no zip file"):
+        part.write_bytes(damage)
+        stage.extract_pose([video], out)
+        assert out.read_bytes() == written
+
+
+def test_a_folder_in_the_place_of_the_pickle_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "poses.pkl").mkdir()
+    with pytest.raises(UsageError, match=r"poses\.pkl: is a folder"):
+        stage.extract_pose([tmp_path / "a.mp4"], tmp_path / "poses.pkl")
+
+
+@needs_networks
 @pytest.mark.media
 def test_chunks_are_all_frames_in_order(
     media: Path, make_video: Callable[..., Path], frame_number: Callable[..., int], tmp_path: Path,

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from uniego import cli
 from uniego.cache import ClipIndex, FeatureStore
 from uniego.demo.actions import ACTIONS
+from uniego.demo.dataset import write_dataset
 from uniego.demo.performance import sample_scene, sample_subject, state
 from uniego.errors import UsageError
 from uniego.models import STGCN, TimeSformer, geometry_from_state
@@ -204,7 +205,9 @@ def test_features_of_a_network_that_was_trained_anew_are_stale(tmp_path: Path, f
     shutil.copytree(finished, folder)
     one = ["-r", folder, "--teacher", "exo_skl"]
     good("extract-teachers", *one)
-    good("train-teacher", "exo_skl", "-r", folder, "--overwrite", "--set", "seed=1")
+    raw = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    (folder / "run.yaml").write_text(yaml.safe_dump({**raw, "seed": 1}), encoding="utf-8")
+    good("train-teacher", "exo_skl", "-r", folder, "--overwrite")
     assert status(Run.open(folder))["stages"]["extract-teachers"]["exo_skl"]["state"] == "stale"
     result = call("train-proxies", *one)
     assert result.exit_code == 5
@@ -225,6 +228,78 @@ def test_changed_weights_are_not_taken(tmp_path: Path, finished: Path) -> None:
     result = call("extract-teachers", "-r", folder, "--teacher", "exo_skl")
     assert result.exit_code == 1
     assert "is not what training wrote" in result.output
+
+
+@pytest.mark.parametrize(
+    ("key", "field"), [("exo_rgb", "image_size=16"), ("exo_skl", "modality=b"), ("exo_skl", "pose_dims=3")]
+)
+def test_a_network_is_not_shown_what_it_was_not_trained_on(
+    key: str, field: str, tmp_path: Path, finished: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    result = call("extract-teachers", "-r", folder, "--teacher", key, "--set", f"teachers.{key}.{field}")
+    assert result.exit_code == 5
+    name, value = field.split("=")
+    assert f"{name}: stored" in result.output
+    assert f"wanted {value}" in result.output.replace("'", "")
+    assert f"uniego train-teacher {key} --run {folder} --overwrite" in result.output
+    assert not (folder / "cache" / key).exists()
+
+
+WRIST = 5
+HAND = [[0, 4], [1, 6], [2, 8], [3, 10], [4, 13], [6, 7], [7, 5], [8, 9], [9, 5], [10, 11], [11, 12], [12, 5],
+        [13, 5], [14, 15], [15, 5], [16, 14], [17, 16], [18, 17], [19, 18], [20, 19]]  # fmt: skip
+
+
+def write_hands(path: Path, seed: int) -> np.ndarray:
+    """An Assembly101 recording of four seconds: the left hand comes after half a second. [2, 240, 21, 3]."""
+    points = np.random.default_rng(seed).normal(size=(2, 240, 21, 3)).astype(np.float32)
+    points[0, :30] = 0
+    frames = [
+        {
+            "landmarks": {str(hand): points[hand, number].tolist() for hand in range(2)},
+            "tracking_confidence": {"0": float(number >= 30), "1": 1.0},
+        }
+        for number in range(240)
+    ]
+    path.write_text(json.dumps(frames))
+    return points
+
+
+def test_two_hands_of_ones_own_joints_from_table_to_features(tmp_path: Path, clip_table: Path) -> None:
+    """Assembly101: 3-D hands in JSON at 60 frames per second, a layout by its edges, trained and extracted."""
+    rows = list(csv.DictReader(clip_table.open(newline="")))
+    made = {row["clip_id"]: write_hands(tmp_path / f"{row['clip_id']}.json", at) for at, row in enumerate(rows)}
+    table = tmp_path / "hands.csv"
+    with table.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "pose_path": tmp_path / f"{row['clip_id']}.json"} for row in rows)
+    good("init", tmp_path / "run", "--data", table, "--preset", "tiny", "--root", clip_table.parent)
+    file = tmp_path / "run" / "run.yaml"
+    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    raw["teachers"] = {"exo_skl": {"network": "stgcn", "edges": HAND, "pose_dims": 3, "pose_frames": 20}}
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    good("train-teacher", "exo_skl", "-r", tmp_path / "run")
+    good("extract-teachers", "-r", tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    store = FeatureStore.open(run.cache_root / "exo_skl", ClipIndex.open(run.cache_root))
+    clips = run.table().clips
+    values, there = store.load("features", store.index.rows(row_keys(run, clips)), np.float32)
+    assert there.all()
+    network = STGCN.from_state(load_file(run.teacher_folder("exo_skl").path / "model.safetensors")).eval()
+    for clip, value in zip(clips, values, strict=True):
+        first = round(60 * (clip.start_s or 0.0))
+        hands = made[clip.clip_id][:, first : first + (240 if clip.start_s is None else 120)].astype(np.float64)
+        centre = hands[1, 0, WRIST]  # whichever hand is seen first, the first in its order
+        if clip.start_s:
+            centre = hands[0, 0, WRIST]
+        centred = np.where(hands.any(axis=(2, 3), keepdims=True), hands - centre, 0.0)
+        picks = ((np.arange(20) + 0.5) * centred.shape[1] / 20).astype(int)
+        with torch.no_grad():
+            feature = network(torch.tensor(centred[None, :, picks], dtype=torch.float32)).feature
+        np.testing.assert_allclose(value, feature.numpy(), atol=5e-3, rtol=5e-3)
 
 
 def test_no_clip_with_the_input_is_an_error(tmp_path: Path, clip_table: Path) -> None:
@@ -250,6 +325,14 @@ def test_only_what_can_be_trained_is_and_weights_in_the_way_are_told(tmp_path: P
     assert "extraction does not take it" in good("train-teacher", "exo_skl", "-r", folder)
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_another_width_than_is_asked_for_is_told_before_training(key: str, run: Path) -> None:
+    result = call("train-teacher", key, "-r", run, "--set", f"teachers.{key}.dim=999")
+    assert result.exit_code == 2
+    assert f"teachers.{key}.dim is 999" in result.output
+    assert not (run / "teachers" / key).exists()
+
+
 def test_skeletons_that_cannot_be_read_are_reported_and_left_out(tmp_path: Path, clip_table: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(clip_table.parent, data)
@@ -264,6 +347,21 @@ def test_skeletons_that_cannot_be_read_are_reported_and_left_out(tmp_path: Path,
 
 
 # ---------------------------------------------------------------- what it sees
+
+
+def test_a_missing_video_costs_its_own_clips_alone(tmp_path: Path) -> None:
+    """A skeleton that lies in its video's annotation is cut at the video's frame rate, which is gone with the video."""
+    write_dataset(tmp_path / "data", clips=24, size=64)
+    (tmp_path / "data" / "videos" / "s000_exo.mp4").unlink()
+    folder = make_run(tmp_path / "run", tmp_path / "data" / "clips.csv", ("exo_skl",))
+    good("train-teacher", "exo_skl", "-r", folder)
+    reported = {json.loads(line)["clip_id"] for line in (folder / "teachers/exo_skl/failures.jsonl").open()}
+    assert reported == {f"s000_{number:02d}" for number in range(8)}
+    result = call("extract-teachers", "-r", folder)
+    assert result.exit_code == 3
+    assert "can the video be opened?" in result.output
+    rows = list(csv.DictReader((folder / "extract" / "failures.csv").open(newline="")))
+    assert [row["clip_id"] for row in rows] == [f"s000_{number:02d}" for number in range(8)]
 
 
 def test_the_reader_of_a_view_shows_that_view(finished: Path) -> None:
