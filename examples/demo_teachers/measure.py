@@ -103,8 +103,8 @@ TEXT = """# The demo's teachers
 Six small networks under the nine keys, trained from nothing on rendered clips of {subjects} people ({clips} clips,
 data seed {domain}) and measured on {held_out} people ({tested} clips) whom they never saw. None of these people is in
 a data set of the demo. The weights are stored in half precision. Licence: Apache-2.0, as the rest of the repository.
-`examples/demo_teachers/` renders, trains and measures. `demo:start` is no teacher: student and proxies start from it, as
-the published recipe starts from ImageNet weights.
+`examples/demo_teachers/` renders, trains and measures. `demo:start` is no teacher: student and proxies start
+from it, as the published recipe starts from ImageNet weights.
 
 ## How they were trained
 
