@@ -16,7 +16,7 @@ from ..pipeline.config import (
 )
 from .teachers import demo_teachers
 
-PROXY_EPOCHS, STUDENT_EPOCHS = 10, 8
+PROXY_EPOCHS, STUDENT_EPOCHS = 8, 6
 LEARNING_RATE = 0.005
 
 
@@ -37,11 +37,11 @@ def demo_config(seed: int = 0) -> RunConfig:
 
 
 def training(epochs: int) -> TrainConfig:
-    """SGD as in the published recipe, its steps at the same shares of a shorter training."""
+    """SGD as in the published recipe, its steps at the same shares of a shorter training; a warm-up for new heads."""
     return TrainConfig(
         epochs=epochs,
         global_batch=16,
         micro_batch=16,
         optimizer=OptimizerConfig(lr=LEARNING_RATE),
-        schedule=ScheduleConfig(steps=[0.0, 0.73 * epochs, 0.93 * epochs], factors=[1.0, 0.1, 0.01]),
+        schedule=ScheduleConfig(steps=[0.0, 0.73 * epochs, 0.93 * epochs], factors=[1.0, 0.1, 0.01], warmup_epochs=1.0),
     )
