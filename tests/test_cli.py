@@ -332,7 +332,8 @@ def test_a_programming_error_keeps_its_traceback(run: Path, tmp_path: Path) -> N
 def test_ctrl_c(run: Path, tmp_path: Path) -> None:
     script = tmp_path / "wait.py"
     script.write_text(
-        "import sys, time, types\n"
+        "import signal, sys, time, types\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job begins deaf to it
         "import uniego.cli\n"
         "def distill(*a, **k):\n"
         "    print('ready', flush=True)\n"

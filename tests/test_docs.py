@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -51,13 +52,18 @@ def test_the_table_is_read(folder: Path) -> None:
 
 
 def test_commands_and_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands in their order; only the preset is another one, since its weights are not at hand here."""
+    """The commands in their order; only the preset is another one, since its weights are not at hand here.
+
+    `extract-pose` is left out where its extra is not installed; tests/stages/test_extract_pose.py says so aloud.
+    """
     rng = np.random.default_rng(0)
     skeleton = rng.uniform(1, 40, (1, 180, 17, 3)).astype(np.float32)
     skeleton[..., 2] = 1.0
     _write_pose_pickle(folder / "poses" / "s01.pkl", "s01_exo", skeleton)
     monkeypatch.chdir(folder)
     for command in commands():
+        if command[0] == "extract-pose" and importlib.util.find_spec("ai_edge_litert") is None:
+            continue
         arguments = ["tiny" if word == "egoexo_fitness" else word for word in command]
         result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, f"uniego {' '.join(arguments)}\n{result.output}"
