@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_data, cli_pose, cli_teachers
+from . import __version__, cli_cache, cli_data, cli_pose, cli_teachers, cli_verify
 from .cli_data import JsonOption, SetOption
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
 
@@ -85,6 +85,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_teachers.app, name="teachers")
 
@@ -266,6 +267,9 @@ def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetO
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         print_status(report)
+
+
+app.command("verify")(cli_verify.verify)
 
 
 @app.command()

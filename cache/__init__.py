@@ -1,6 +1,6 @@
 """The feature store: one Zarr group per teacher or proxy, rows shared through one clip index."""
 
-from .index import ClipIndex, RowKey
+from .index import ClipIndex, RowKey, suggested_rows
 from .store import ArraySpec, Failure, FeatureStore, NonFiniteError, RowStatus, ShardError, fits, remove
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "ShardError",
     "fits",
     "remove",
+    "suggested_rows",
 ]

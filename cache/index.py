@@ -24,6 +24,8 @@ from ..pipeline import files
 SCHEMA_VERSION = 1
 LOCK_FILE = ".lock"
 _INDEX_FILE = "index.json"
+_FEWEST, _MOST = 8, 1024  # rows of a shard
+_LONGEST_SHARD = 600.0  # seconds of work
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -55,6 +57,8 @@ class ClipIndex:
         self.rows_per_shard = rows_per_shard
         self.generations = tuple(generations)
         self._starts = [generation.start for generation in generations]
+        self._data: dict[int, bytes] = {}
+        self._ends: dict[int, npt.NDArray[np.int64]] = {}  # of the lines, newline excluded
         self._lines: dict[int, list[bytes]] = {}
         self._shard_hashes: dict[int, str] = {}
 
@@ -62,9 +66,9 @@ class ClipIndex:
     def plan(cls, root: files.StrPath, keys: Iterable[RowKey], rows_per_shard: int | None = None) -> ClipIndex:
         """Give every key a row and return the index; known keys keep theirs, and so do clips no longer named.
 
-        `rows_per_shard` counts at creation only (default: a sixteenth of the clips, from 8 up to 256) and
-        is kept by all later plans. One planner works at a time, others wait. Raises UsageError for a clip
-        named twice or an id with control characters, IntegrityError for a damaged index.
+        `rows_per_shard` counts at creation only (default: `suggested_rows`) and is kept by all later plans. One
+        planner works at a time, others wait. Raises UsageError for a clip named twice or an id with control
+        characters, IntegrityError for a damaged index.
         """
         root = Path(root)
         lines = _sorted_lines(keys)
@@ -75,12 +79,17 @@ class ClipIndex:
                 index = cls.open(root)
             else:
                 _refuse_orphans(root)
-                index = cls(root, rows_per_shard or min(256, max(8, -(-len(lines) // 16))), [])
+                index = cls(root, rows_per_shard or suggested_rows(len(lines)), [])
             new = [line for line in lines if index._row(line) < 0]
             if new or not (root / _INDEX_FILE).exists():
                 index = index._append(new)
             files.sync_dir(root)  # a killed planner may have renamed without it
         return index
+
+    @staticmethod
+    def exists(root: files.StrPath) -> bool:
+        """Whether a cache has been planned here."""
+        return (Path(root) / _INDEX_FILE).exists()
 
     @classmethod
     def open(cls, root: files.StrPath) -> ClipIndex:
@@ -120,7 +129,7 @@ class ClipIndex:
 
     def keys(self, shard: int) -> list[RowKey]:
         """Keys of `shard_rows(shard)`, in order."""
-        return [RowKey(*line.decode().split("\t")) for line in self._shard_lines(shard)]
+        return [RowKey(*line.decode().split("\t")) for line in self._shard_text(shard).split(b"\n")]
 
     def rows(self, keys: Iterable[RowKey]) -> npt.NDArray[np.int64]:
         """int64 [n]: the row of each key, -1 for an unknown one (also for another identity)."""
@@ -129,7 +138,7 @@ class ClipIndex:
     def shard_hash(self, shard: int) -> str:
         """Hash of a shard's keys: features written for other clips do not count as this shard's."""
         if shard not in self._shard_hashes:
-            self._shard_hashes[shard] = files.hash_bytes(b"\n".join(self._shard_lines(shard)))
+            self._shard_hashes[shard] = files.hash_bytes(self._shard_text(shard))
         return self._shard_hashes[shard]
 
     def _append(self, lines: list[bytes]) -> ClipIndex:
@@ -156,26 +165,48 @@ class ClipIndex:
                 return generation.start + at
         return -1
 
-    def _shard_lines(self, shard: int) -> list[bytes]:
+    def _shard_text(self, shard: int) -> bytes:
+        """Lines of a shard, joined by newlines; its file is not split for this."""
         rows = self.shard_rows(shard)
         number = bisect_right(self._starts, rows.start) - 1
-        start = self.generations[number].start
-        return self._generation(number)[rows.start - start : rows.stop - start]
+        data, start = self._content(number), self.generations[number].start
+        if number not in self._ends:
+            self._ends[number] = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+        ends = self._ends[number]
+        first = int(ends[rows.start - start - 1]) + 1 if rows.start > start else 0
+        return data[first : int(ends[rows.stop - start - 1])]
 
     def _generation(self, number: int) -> list[bytes]:
-        """Lines of a generation, read and checked once."""
+        """Lines of a generation, split once."""
         if number not in self._lines:
+            self._lines[number] = self._content(number).split(b"\n")[:-1]
+        return self._lines[number]
+
+    def _content(self, number: int) -> bytes:
+        """A generation's file, read and checked once."""
+        if number not in self._data:
             generation = self.generations[number]
             path = self.root / generation.file
             try:
                 data = path.read_bytes()
             except FileNotFoundError:
                 raise IntegrityError(f"{path} is missing: it says which row belongs to which clip") from None
-            lines = data.split(b"\n")[:-1]
-            if files.hash_bytes(data) != generation.hash or len(lines) != generation.rows:
+            if files.hash_bytes(data) != generation.hash or data.count(b"\n") != generation.rows:
                 raise IntegrityError(f"{path} differs from what {_INDEX_FILE} says was written")
-            self._lines[number] = lines
-        return self._lines[number]
+            self._data[number] = data
+        return self._data[number]
+
+
+def suggested_rows(clips: int, seconds: float = 0.0) -> int:
+    """Clips per shard: a power of two, so that a repeated measurement rarely chooses another number.
+
+    A sixteenth of the clips, from 8 up to 1024 (a million clips then make under a thousand files an array), but not
+    more than ten minutes of work where a clip takes `seconds`.
+    """
+    wanted = max(_FEWEST, min(clips // 16, _MOST))
+    if seconds * wanted > _LONGEST_SHARD:
+        wanted = max(1, int(_LONGEST_SHARD / seconds))
+    return 1 << (wanted.bit_length() - 1)
 
 
 def _line(key: RowKey) -> bytes:

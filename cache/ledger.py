@@ -57,7 +57,10 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One shard as written. `keys`: hash of its clips; `status`: (code, length) runs over its rows."""
+    """One shard as written. `keys`: hash of its clips; `status`: (code, length) runs over its rows.
+
+    `maker`: short name of the device and software it was made with, "" where nobody said.
+    """
 
     shard: int
     revision: int
@@ -66,6 +69,7 @@ class Entry:
     status: tuple[tuple[int, int], ...] = ()
     failures: tuple[Failure, ...] = ()
     void: bool = False
+    maker: str = ""
 
     def statuses(self) -> npt.NDArray[np.uint8]:
         """uint8 [rows] of `RowStatus`."""
@@ -73,7 +77,8 @@ class Entry:
         return np.repeat(np.array(codes, np.uint8), [length for _, length in self.status])
 
     def same_content(self, other: Entry) -> bool:
-        return replace(self, revision=0) == replace(other, revision=0)
+        """Whether the same bytes were written, by whomever."""
+        return replace(self, revision=0, maker="") == replace(other, revision=0, maker="")
 
 
 class Ledger:
@@ -160,16 +165,18 @@ def entry_to_line(entry: Entry) -> str:
             "status": entry.status,
             "failures": entry.failures,
         }
+        if entry.maker:
+            record["maker"] = entry.maker
     return _dump({**record, "check": files.hash_bytes(_dump(record).encode())})
 
 
 def entry_from_line(line: bytes) -> Entry | None:
     """The entry of a line, or None if the line is not one that `entry_to_line` wrote."""
     try:
-        record = json.loads(line)
-        check = record.pop("check")
-        if check != files.hash_bytes(_dump(record).encode()):
+        body, _, check = line.rpartition(b',"check":"')
+        if check != files.hash_bytes(body + b"}").encode() + b'"}':
             return None
+        record = json.loads(body + b"}")
         return Entry(
             shard=record["shard"],
             revision=record["revision"],
@@ -178,6 +185,7 @@ def entry_from_line(line: bytes) -> Entry | None:
             status=tuple((code, length) for code, length in record.get("status", [])),
             failures=tuple(Failure(*failure) for failure in record.get("failures", [])),
             void=record.get("void", False),
+            maker=record.get("maker", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,22 @@ _BLOCK_BYTES = 32 << 20
 Arrays = dict[str, "zarr.Array[Any]"]
 
 
-def open_arrays(folder: Path, specs: Mapping[str, ArraySpec], rows_per_shard: int) -> Arrays:
-    """The arrays of a store, opened for reading and compared with the manifest. Raises IntegrityError."""
+def open_arrays(locate: Callable[[str], Any], specs: Mapping[str, ArraySpec], rows_per_shard: int) -> Arrays:
+    """The arrays of a store, opened for reading where `locate` says, and compared with the manifest.
+
+    Raises IntegrityError.
+    """
     arrays: Arrays = {}
     for name, spec in specs.items():
+        where = locate(name)
         try:
-            array = zarr.open_array(str(folder / name), mode="r")
+            array = zarr.open_array(where, mode="r")
             found = (array.shape[1:], array.dtype.name, array.chunks)
         except (ValueError, KeyError, TypeError, FileNotFoundError, AttributeError) as error:
-            raise IntegrityError(f"{folder / name / 'zarr.json'} cannot be read: {error}") from error
+            raise IntegrityError(f"{where}/zarr.json cannot be read: {error}") from error
         wanted = (spec.shape, spec.dtype, (rows_per_shard, *spec.shape))
         if found != wanted:
-            raise IntegrityError(f"{folder / name / 'zarr.json'}: {wanted} wanted, found {found}")
+            raise IntegrityError(f"{where}/zarr.json: {wanted} wanted, found {found}")
         arrays[name] = array
     return arrays
 
@@ -52,12 +55,18 @@ def gather(
         a, b = np.searchsorted(rows, [start, stop])
         block = _read(array, spec, first, last)
         picked = rows[a:b] - start
-        probe = block.reshape(len(block), -1)[:, 0][picked]
+        probe = block.reshape(len(block), -1)[picked, 0]
         if np.isnan(probe).any():
             row = int(rows[a:b][np.isnan(probe)][0])
             file = _file(array, spec, row // array.chunks[0])
             raise IntegrityError(f"{file}: row {row} reads as empty, but was written")
-        out[positions[a:b]] = block[picked]
+        out[_place(positions[a:b])] = block[_place(picked)]
+
+
+def _place(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
+    """The indices, as a slice where they are neighbours in order: no copy then."""
+    neighbours = bool((np.diff(indices) == 1).all())
+    return slice(int(indices[0]), int(indices[-1]) + 1) if neighbours else indices
 
 
 def _runs(rows: npt.NDArray[np.int64], per_shard: int, shard_bytes: int) -> Iterator[tuple[int, int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +23,10 @@ OTHER_CLIPS = "was written for other clips than the index has"
 class Shards:
     """The shards of one store. `specs`: its arrays, the status included; `zarr`: their folder."""
 
-    def __init__(self, zarr: Path, ledger: Path, specs: Mapping[str, ArraySpec], index: ClipIndex) -> None:
+    def __init__(self, zarr: Path, ledger: Ledger, specs: Mapping[str, ArraySpec], index: ClipIndex) -> None:
         self.zarr, self.specs, self.index = zarr, specs, index
-        self.ledger = Ledger(ledger)
+        self._folders = {name: str(zarr / name) for name in specs}
+        self.ledger = ledger
         self.ledger.refresh()
 
     def state(self, shard: int) -> tuple[Entry | None, str]:
@@ -48,16 +51,17 @@ class Shards:
 
     def statuses(self, rows: npt.NDArray[np.int64], store: str = "") -> npt.NDArray[np.uint8]:
         """`RowStatus` [n] of rows, -1 for none; a damaged shard is pending, or with `store` refused."""
-        shards, inverse = np.unique(rows // self.index.rows_per_shard, return_inverse=True)
-        table = np.zeros((len(shards), self.index.rows_per_shard), np.uint8)
-        for number, shard in enumerate(shards.tolist()):
-            entry, problem = self.state(shard) if shard >= 0 else (None, "")
+        size = self.index.rows_per_shard
+        shards = rows // size  # -1 for none, which the last line of the table stands for
+        table = np.zeros((self.index.num_shards + 1, size), np.uint8)
+        for shard in np.flatnonzero(np.bincount(shards + 1)) - 1:
+            entry, problem = self.state(int(shard)) if shard >= 0 else (None, "")
             if problem and store:
                 raise IntegrityError(f"{store}: shard {shard} {problem}; run its extraction again to redo it")
             if entry and not problem:
                 codes = entry.statuses()
-                table[number, : len(codes)] = codes
-        result: npt.NDArray[np.uint8] = table[inverse, rows % self.index.rows_per_shard]
+                table[shard, : len(codes)] = codes
+        result: npt.NDArray[np.uint8] = table[shards, rows % size]
         return result
 
     def commit(self, task: str, entry: Entry, chunks: Mapping[str, bytes]) -> None:
@@ -65,34 +69,74 @@ class Shards:
         older = self.ledger.candidates(entry.shard)
         known = len(older) == 1 and older[0].same_content(entry)
         if older and not known:
-            revision = older[0].revision
-            if not all(other.void for other in older):
-                revision += 1
-                self.ledger.append(task, Entry(entry.shard, revision, void=True))
-            entry = replace(entry, revision=revision)
+            entry = replace(entry, revision=self.void(task, entry.shard))
         for name, data in chunks.items():
-            files.write_bytes(self.path(name, entry.shard), data)
+            self.write_chunk(name, entry.shard, data)
         if not known:
             self.ledger.append(task, entry)
+
+    def void(self, task: str, shard: int) -> int:
+        """Take back the lines of a shard, durably; the revision that the next line gets is returned."""
+        older = self.ledger.candidates(shard)
+        if older and all(entry.void for entry in older):
+            return older[0].revision
+        revision = older[0].revision + 1 if older else 0
+        if older:
+            self.ledger.append(task, Entry(shard, revision, void=True))
+        return revision
+
+    def drop(self, task: str, shard: int) -> None:
+        """Void a shard and remove its files."""
+        self.void(task, shard)
+        for name in self.specs:
+            self.remove_chunk(name, shard)
+
+    def location(self, name: str) -> Any:
+        """Where zarr opens an array."""
+        return self._folders[name]
+
+    def label(self, name: str, shard: int) -> str:
+        """A chunk's place in words."""
+        return f"{self._folders[name]}/{chunk_name(self.specs[name], shard)}"
+
+    def chunk_size(self, name: str, shard: int, expected: int | None = None) -> int | None:
+        """Bytes of a chunk, None if it is not there; `expected` are those that it should have."""
+        try:
+            return os.stat(self.label(name, shard)).st_size  # noqa: PTH116  (plain text: there are thousands of them)
+        except FileNotFoundError:
+            return None
+
+    def chunk_hash(self, name: str, shard: int) -> str:
+        """Hash of a chunk's bytes."""
+        return files.hash_file(self.path(name, shard))
+
+    def write_chunk(self, name: str, shard: int, data: bytes) -> None:
+        """Write a chunk whole and durably."""
+        files.write_bytes(self.path(name, shard), data)
+
+    def remove_chunk(self, name: str, shard: int) -> None:
+        """Remove a chunk durably; a missing one is fine."""
+        path = self.path(name, shard)
+        if path.exists():
+            files.operations.unlink(path)
+            files.sync_dir(path.parent)
 
     def path(self, name: str, shard: int) -> Path:
         """Chunk file of a shard."""
         return self.zarr / name / chunk_name(self.specs[name], shard)
 
     def hash_problem(self, entry: Entry) -> str:
+        """What is wrong with the content of a shard's files, which are there; "" if nothing."""
         for name, stored in entry.arrays:
-            path = self.path(name, entry.shard)
-            if files.hash_file(path) != stored.hash:
-                return f"differs from what was written: {path}"
+            if self.chunk_hash(name, entry.shard) != stored.hash:
+                return f"differs from what was written: {self.label(name, entry.shard)}"
         return ""
 
     def _size_problem(self, entry: Entry) -> str:
         for name, stored in entry.arrays:
-            path = self.path(name, entry.shard)
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                return f"lacks its file {path}"
+            size = self.chunk_size(name, entry.shard, stored.size)
+            if size is None:
+                return f"lacks its file {self.label(name, entry.shard)}"
             if size != stored.size:
-                return f"has {size} bytes where {stored.size} were written: {path}"
+                return f"has {size} bytes where {stored.size} were written: {self.label(name, entry.shard)}"
         return ""

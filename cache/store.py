@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
 from ..errors import IntegrityError, UsageError
 from ..pipeline import files
+from ..pipeline.objects import origin
 from .arrays import STATUS, STATUS_SPEC, ArraySpec, ChunkEncoder, fits
 from .index import LOCK_FILE, ClipIndex
-from .ledger import Entry, Failure, RowStatus, Stored, status_runs
+from .ledger import Entry, Failure, Ledger, RowStatus, Stored, status_runs
 from .manifest import LEDGER_FOLDER, MANIFEST, ZARR_FOLDER, Manifest
 from .reading import gather, open_arrays
+from .remote import RemoteShards, publish, remove_store
 from .shards import OTHER_CLIPS, Shards
 from .writing import (
     NonFiniteError,
@@ -49,7 +52,7 @@ class FeatureStore:
     `arrays`, `fingerprint` and `attributes` are as at creation; `index` is the clip index it was opened with.
     """
 
-    def __init__(self, path: Path, index: ClipIndex, task: str = "local") -> None:
+    def __init__(self, path: Path, index: ClipIndex, task: str = "local", maker: str = "") -> None:
         if not task.replace("-", "").replace("_", "").isalnum():
             raise UsageError(f"task name {task!r}: letters, digits, - and _ only")
         manifest = Manifest.read(path)
@@ -58,12 +61,16 @@ class FeatureStore:
                 f"{path} has {manifest.rows_per_shard} rows per shard, the index at {index.root} "
                 f"{index.rows_per_shard}: they do not belong together"
             )
-        self.path, self.index, self.task = path, index, task
+        self.path, self.index, self.task, self.maker = path, index, task, maker
         self.fingerprint, self.attributes = manifest.fingerprint, manifest.attributes
         self.arrays = manifest.arrays
         specs = {**manifest.arrays, STATUS: STATUS_SPEC}
-        self._zarr = open_arrays(path / ZARR_FOLDER, specs, index.rows_per_shard)
-        self._shards = Shards(path / ZARR_FOLDER, path / LEDGER_FOLDER, specs, index)
+        remote = origin(index.root)
+        if remote is None:
+            self._shards = Shards(path / ZARR_FOLDER, Ledger(path / LEDGER_FOLDER), specs, index)
+        else:
+            self._shards = RemoteShards(remote, path, specs, index)
+        self._zarr = open_arrays(self._shards.location, specs, index.rows_per_shard)
         self._encoders: dict[str, ChunkEncoder] = {}
 
     @classmethod
@@ -75,13 +82,15 @@ class FeatureStore:
         fingerprint: Mapping[str, Any],
         attributes: Mapping[str, Any],
         task: str = "local",
+        maker: str = "",
     ) -> FeatureStore:
         """Make a store, or open the existing one and let it grow with the index.
 
         `fingerprint` and `attributes`: mappings that JSON can hold; attributes are for readers and are kept
-        from the first creation. `task` names the ledger file of this writer. Left-overs of killed writers are
-        removed. Raises FingerprintMismatch if the store was made with another fingerprint or other arrays
-        (nothing is touched), IntegrityError if it is damaged or was written for another clip index.
+        from the first creation. `task` names the ledger file of this writer, `maker` the device and software it
+        computes with; the ledger keeps it. Left-overs of killed writers are removed. Raises FingerprintMismatch
+        if the store was made with another fingerprint or other arrays (nothing is touched), IntegrityError if it
+        is damaged or was written for another clip index.
         """
         path = Path(path)
         manifest = Manifest.make(path.name, index.rows_per_shard, arrays, fingerprint, attributes)
@@ -98,7 +107,9 @@ class FeatureStore:
             if not made:
                 manifest.write(path)
             files.sync_dir(path)  # a killed creator may have renamed without it
-        store = cls(path, index, task)
+            if remote := origin(index.root):
+                publish(remote, index.root, path.name)
+        store = cls(path, index, task, maker)
         store._refuse_other_clips()
         return store
 
@@ -150,6 +161,7 @@ class FeatureStore:
             arrays=tuple((name, Stored(files.hash_bytes(data), len(data))) for name, data in chunks.items()),
             status=status_runs(codes),
             failures=tuple(reasons[key.clip_id] for key in keys if key.clip_id in reasons),
+            maker=self.maker,
         )
         self._shards.commit(self.task, entry, chunks)
 
@@ -196,20 +208,51 @@ class FeatureStore:
         gather(self._zarr[name], spec, asked[present], out, np.flatnonzero(present))
         return out, present
 
-    def verify(self, full: bool = False) -> list[str]:
-        """One line for each written shard that cannot be trusted; `full` also compares every file's hash."""
+    def entry(self, shard: int) -> Entry | None:
+        """What the ledger says about a shard, None if it is still to be written or cannot be trusted."""
         self._shards.ledger.refresh()
-        problems: list[str] = []
-        for shard in self._shards.ledger.shards():
-            if shard >= self.index.num_shards:
-                problems.append(f"{self.path.name}: shard {shard} is not in the clip index")
-                continue
-            entry, problem = self._shards.state(shard)
-            if full and entry and not problem:
-                problem = self._shards.hash_problem(entry)
-            if problem:
-                problems.append(f"{self.path.name}: shard {shard} {problem}")
-        return problems
+        entry, problem = self._shards.state(shard)
+        return None if problem else entry
+
+    def verify(self, full: bool = False) -> dict[int, str]:
+        """{shard: why it cannot be trusted} of all written shards; `full` also compares every file's hash."""
+        problems = {shard: self.problem(shard, full) for shard in self.written()}
+        return {shard: problem for shard, problem in problems.items() if problem}
+
+    def written(self) -> list[int]:
+        """Shards that were written and not taken back, whether their files are still good or not."""
+        self._shards.ledger.refresh()
+        ledger = self._shards.ledger
+        return [shard for shard in ledger.shards() if not all(entry.void for entry in ledger.candidates(shard))]
+
+    def problem(self, shard: int, full: bool = False) -> str:
+        """Why a shard cannot be trusted, "" if it can or is still to be written; `full` as for `verify`."""
+        self._shards.ledger.refresh()
+        if shard >= self.index.num_shards:
+            return "is not in the clip index"
+        entry, problem = self._shards.state(shard)
+        return self._shards.hash_problem(entry) if full and entry and not problem else problem
+
+    def redo(self, shard: int) -> bool:
+        """Take a shard back, durably: it is pending from now on. False for one of other clips: that stays."""
+        if self.problem(shard) == OTHER_CLIPS or shard >= self.index.num_shards:
+            return False
+        self._shards.void(self.task, shard)
+        return True
+
+    def drop(self, shard: int) -> None:
+        """Take a shard back, durably, and remove its files."""
+        self._shards.ledger.refresh()
+        self._shards.drop(self.task, shard)
+
+    def size(self, shard: int) -> int:
+        """Bytes of a shard's files, written or left over."""
+        return sum(self._shards.chunk_size(name, shard) or 0 for name in self._shards.specs)
+
+    def zarr_array(self, name: str) -> zarr.Array[Any]:
+        """The Zarr array [N, *shape] itself, for reading; rows that are not done are NaN. Raises UsageError."""
+        self._spec(name)
+        return self._zarr[name]
 
     def _refuse_other_clips(self) -> None:
         for shard in self._shards.ledger.shards():
@@ -264,6 +307,8 @@ def remove(path: files.StrPath) -> None:
 
 def _remove_store(path: Path) -> None:
     ours = {LEDGER_FOLDER, ZARR_FOLDER, MANIFEST}
+    if remote := origin(path.parent):
+        remove_store(remote, path.name)
     others = [entry.name for entry in path.glob("*") if entry.name not in ours and not _is_partial(entry)]
     if others:
         raise UsageError(f"{path} is no feature store, it holds {', '.join(sorted(others)[:5])}: not removed")

@@ -45,14 +45,15 @@ def checked_values(
         block, wanted = np.asarray(values[name]), (len(codes), *spec.shape)
         if block.shape != wanted or block.dtype.kind != "f":
             raise ShardError(f"{where}: {name}: floating {wanted} wanted, got {block.dtype} {block.shape}")
-        bad = np.flatnonzero(done)[~fits(block[done], spec.dtype)]
+        picked = slice(None) if done.all() else done  # the slice makes no copy
+        bad = np.flatnonzero(done)[~fits(block[picked], spec.dtype)]
         if bad.size:
             raise NonFiniteError(
                 f"{where}: {name}: rows {bad[:5].tolist()} of the shard are said to be done, but hold NaN, "
                 f"infinity or values beyond {spec.dtype}: mark these clips failed (non_finite)"
             )
         blocks[name] = np.full(wanted, np.nan, spec.dtype)
-        blocks[name][done] = block[done]
+        blocks[name][picked] = block[picked]
     return blocks
 
 

@@ -52,11 +52,13 @@ class CacheConfig(Section):
     """Where features lie."""
 
     root: str = "cache"
-    """Folder of the feature store, relative to the run; several runs may share one."""
+    """Folder of the feature store, relative to the run; several runs may share one. Or object storage:
+    s3://bucket/prefix."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type of stored teacher features. Proxy outputs are always float32."""
     rows_per_shard: Positive | None = None
-    """Clips per shard, the unit of work and of resuming; null: chosen from the number of clips, 8 to 256."""
+    """Clips per shard, the unit of work and of resuming; null: 8 to 1024, by the number of clips and a
+    few that are timed when the cache is made."""
 
 
 class ExtractConfig(Section):
@@ -322,6 +324,9 @@ class ComputeConfig(Section):
     """Threads of the arithmetic on a CPU; null: all cores. Results repeat bit for bit at a fixed number."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode videos for training (0: in the main process), threads that do for extraction."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory that a training's targets may take, 1e9 bytes; null: half of what is free. More of them are mapped from a
+    file under the run, which slows training where the disk is slow."""
 
 
 class RunConfig(Section):

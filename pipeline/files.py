@@ -11,19 +11,26 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import random
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
 
 PARTIAL = ".partial"
 _BLOCK = 1 << 20
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+_PAUSES = (0.1, 0.5, 2.0, 8.0)  # seconds
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 
@@ -62,10 +69,15 @@ operations = Operations()
 def write_bytes(path: StrPath, data: bytes) -> None:
     """Write a file whole and durably, replacing an older one; missing folders are made.
 
-    After a crash at any moment the path holds the old bytes or the new ones. Raises OSError; for a full disk
-    its message says how many bytes were needed and how many are free.
+    After a crash at any moment the path holds the old bytes or the new ones. Errors that a network file system
+    gets over are tried again a few times. Raises OSError; for a full disk its message says how many bytes were
+    needed and how many are free.
     """
     path = Path(path)
+    _patiently(lambda: _write_once(path, data))
+
+
+def _write_once(path: Path, data: bytes) -> None:
     make_dir(path.parent)
     fd, temporary = _open_partial(path)
     try:
@@ -91,11 +103,15 @@ def append_line(path: StrPath, text: str) -> None:
     """Append one line durably, by one write and one fsync; the file and its folders are made if missing.
 
     A torn last line, left by a crash, is cut off first; where the file system has no locks it is ended by a
-    newline instead, and stays as a line that is no JSON. Raises ValueError if the text has a newline.
+    newline instead, and stays as a line that is no JSON. Where writing is tried again, a line may stand there
+    twice. Raises ValueError if the text has a newline.
     """
     if "\n" in text:
         raise ValueError("a line to append must not contain a newline")
-    path = Path(path)
+    _patiently(lambda: _append_once(Path(path), text))
+
+
+def _append_once(path: Path, text: str) -> None:
     make_dir(path.parent)
     fd = operations.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
@@ -176,14 +192,19 @@ def remove_partials(folder: StrPath) -> list[Path]:
 
     Files in use stay, and where the file system has no locks all of them stay.
     """
-    removed: list[Path] = []
+    return [path for path in _partials(folder) if _if_dead(path, operations.unlink)]
+
+
+def dead_partials(folder: StrPath) -> list[Path]:
+    """Temporary files directly in `folder` that `remove_partials` would remove."""
+    return [path for path in _partials(folder) if _if_dead(path, lambda _: None)]
+
+
+def _partials(folder: StrPath) -> list[Path]:
     if not Path(folder).is_dir():
-        return removed
-    for entry in sorted(os.listdir(folder)):  # noqa: PTH208
-        path = Path(folder) / entry
-        if entry.startswith(".") and entry.endswith(PARTIAL) and _remove_if_dead(path):
-            removed.append(path)
-    return removed
+        return []
+    names = sorted(os.listdir(folder))  # noqa: PTH208
+    return [Path(folder) / name for name in names if name.startswith(".") and name.endswith(PARTIAL)]
 
 
 def remove_tree(path: StrPath) -> None:
@@ -216,6 +237,19 @@ def locked(path: StrPath) -> Iterator[None]:
         os.close(fd)
 
 
+def _patiently(act: Callable[[], None]) -> None:
+    """Do it, and where a network file system fails for a moment, again after a pause, up to four times."""
+    for pause in _PAUSES:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in _TRANSIENT:
+                raise
+            _log.warning("%s: trying again in %.1f s", error, pause)
+            time.sleep(pause * random.SystemRandom().uniform(1.0, 1.5))  # workers do not come back all at once
+    return act()
+
+
 def _open_partial(path: Path) -> tuple[int, Path]:
     """A new temporary file beside `path`, locked by us: (descriptor, its path)."""
     while True:
@@ -227,7 +261,8 @@ def _open_partial(path: Path) -> tuple[int, Path]:
         os.close(fd)  # a sweep took it for a left-over in the moment before we held the lock
 
 
-def _remove_if_dead(path: Path) -> bool:
+def _if_dead(path: Path, act: Callable[[Path], None]) -> bool:
+    """Do something with a temporary file under its lock, unless its writer lives; whether it was done."""
     try:
         fd = os.open(path, os.O_RDWR)
     except OSError:
@@ -235,7 +270,7 @@ def _remove_if_dead(path: Path) -> bool:
     try:
         dead = _lock(fd, wait=False) and _is_at(fd, path)
         if dead:
-            operations.unlink(path)
+            act(path)
         return dead
     finally:
         os.close(fd)

@@ -3,7 +3,7 @@
 RUN/run.yaml, classes.json
 RUN/teachers/<teacher>/        teachers trained on the run's own clips
 RUN/cache/                    the feature store (unless cache.root names another)
-RUN/extract/                  which features the settings stand for, sizes of the files, locks of extractions
+RUN/extract/                  which features the settings stand for, what was seen of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
 RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
@@ -33,10 +33,12 @@ from ..errors import (
     UsageError,
     fingerprint_difference,
 )
-from . import files, sources
+from . import files
 from .clips import ClipTable, hold_out, read_clip_table
 from .config import RunConfig
 from .configfile import load_config, write_config
+from .objects import is_url
+from .sources import Sources, measure, read_sources
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,15 @@ class Run:
 
     @property
     def cache_root(self) -> Path:
-        """Folder of the feature store."""
-        return self.root / self.config.cache.root
+        """Folder of the feature store; of one in object storage the mirror, brought up to date at first use."""
+        root = self.config.cache.root
+        return self._mirror if is_url(root) else self.root / root
+
+    @cached_property
+    def _mirror(self) -> Path:
+        from ..cache.remote import open_mirror
+
+        return open_mirror(self.config.cache.root, self.root / "cache-mirror")
 
     @property
     def student_folder(self) -> TaskFolder:
@@ -108,21 +117,23 @@ class Run:
         return f"uniego {words}" if here else f"uniego {words} --run {self.root}"
 
     def record_sources(self) -> None:
-        """Take the sizes of all files of the table, and keep them with the run."""
-        sizes = sources.measure(self.table().clips)
-        path = self.root / "extract" / "sources.json"
-        if not path.exists() or self.sources != sizes:
-            files.write_json(path, sizes)
-        self.__dict__["sources"] = sizes
+        """Look at all files of the table, and keep with the run what was seen; see `pipeline.sources`."""
+        known = read_sources(self._sources_path) if self._sources_path.exists() else {}
+        seen = measure(self.table().clips, known)
+        if not self._sources_path.exists() or known != seen:
+            files.write_json(self._sources_path, seen)
+        self.__dict__["sources"] = seen
 
     @cached_property
-    def sources(self) -> Mapping[str, int | None]:
-        """Sizes of the table's files when features were last extracted. Raises `MissingInputError` before that."""
-        path = self.root / "extract" / "sources.json"
-        if not path.exists():
+    def sources(self) -> Sources:
+        """The table's files when features were last extracted. Raises `MissingInputError` before that."""
+        if not self._sources_path.exists():
             raise MissingInputError(f"no features were extracted in {self.root}: run `uniego extract-teachers` first")
-        sizes: dict[str, int | None] = json.loads(path.read_text(encoding="utf-8"))
-        return sizes
+        return read_sources(self._sources_path)
+
+    @property
+    def _sources_path(self) -> Path:
+        return self.root / "extract" / "sources.json"
 
     def extraction_settings(self, teacher: str) -> dict[str, Any]:
         """What the configuration says about a teacher's features. Whether random ones are allowed is not part of it.
@@ -295,7 +306,7 @@ class TaskFolder:
 
     def _kept_nothing(self, record: Mapping[str, Any]) -> bool:
         """Whether begun work has left nothing but its record and logs: then other settings may take its place."""
-        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "checkpoints"}
+        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "checkpoints", "view"}
         left = {entry.name for entry in self.path.iterdir()}
         checkpoints = self.path / "checkpoints"
         return record["state"] != "done" and left <= logs and not any(checkpoints.glob("step-*"))

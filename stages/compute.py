@@ -1,11 +1,19 @@
-"""Where things are computed."""
+"""Where things are computed, and with what."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
 import torch
 
-from ..errors import ConfigError
-from ..pipeline.config import ComputeConfig
+from ..cache import FeatureStore
+from ..errors import ConfigError, FingerprintMismatch, fingerprint_difference
+from ..pipeline import files
+from ..pipeline.config import ComputeConfig, RunConfig
+from ..pipeline.progress import warn
 
 
 def resolve_device(config: ComputeConfig) -> torch.device:
@@ -30,3 +38,40 @@ def prepare(config: ComputeConfig) -> torch.device:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return device
+
+
+def made_with(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """What features are computed with, JSON-able: "libraries" (versions) and "compute" (device, threads, batch).
+
+    Where all of it is the same, the same clips give the same bytes; otherwise they differ by rounding.
+    """
+    libraries = {name: version(name) for name in ("av", "numpy", "pillow", "torch", "transformers")}
+    name = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    if device.type == "cuda":
+        name, libraries["cuda"] = torch.cuda.get_device_name(device), str(torch.version.cuda)
+    threads = torch.get_num_threads()
+    compute = {"device": name, "threads": threads, "batch_clips": config.extract.batch_clips}
+    return {"libraries": libraries, "compute": compute}
+
+
+def maker(circumstances: Mapping[str, Any]) -> str:
+    """A short name of what `made_with` says, equal where it is equal."""
+    return files.hash_bytes(json.dumps(circumstances, sort_keys=True).encode())[:16]
+
+
+def compare_libraries(stores: Sequence[FeatureStore], made: Mapping[str, Any], *, strict: bool) -> None:
+    """Warn where further shards would be computed with other libraries than a store's first; refuse when `strict`."""
+    for store in stores:
+        first = store.attributes.get("made_with", {}).get("libraries", {})
+        different = fingerprint_difference(first, made["libraries"]) if first else {}
+        if different and strict:
+            advice = (
+                "Install those versions, or leave --strict away: the features of further shards differ by rounding."
+            )
+            raise FingerprintMismatch(f"what is in {store.path}", different, advice)
+        if different:
+            changes = ", ".join(f"{name} {old} then, {new} now" for name, (old, new) in different.items())
+            warn(
+                f"{store.path.name}: the first shards were made with other libraries ({changes}); further ones may "
+                "differ by rounding. `uniego verify --recompute 8` compares, --strict refuses"
+            )

@@ -32,7 +32,7 @@ from .loop import Loop
 from .merge import MergeTask, Soup
 from .spd import SPDLoss, slots, spd_loss
 from .supervised import Supervised, VideoTask
-from .targets import Bank, load_bank, open_index, open_teacher, pool, row_keys, warn_of_random
+from .targets import Bank, open_index, open_teacher, pool, row_keys, training_bank, warn_of_random
 from .train_proxies import has_outputs, proxy_fingerprint
 from .training import (
     fresh_model,
@@ -43,6 +43,7 @@ from .training import (
     train_to_folder,
     trained,
 )
+from .view import take
 
 __all__ = ["SPDConfig", "SPDLoss", "distill", "spd_loss"]
 
@@ -144,19 +145,19 @@ class StudentTask(VideoTask):
         super().__init__("student", config, base)
         # A step of one process knows its micro-batches one after the other: their own counts divide the sums.
         self._spd = spd.model_copy(update={"normalise_over": "micro_batch"})
-        self._bank = Bank(*(tensor.to(base.device) for tensor in bank))
+        self._bank = bank
 
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy and the two distillation terms of one micro-batch."""
         out = self.forward(batch, epoch)
-        labels, rows = self.labels[batch.indices], batch.indices
+        labels = self.labels[batch.indices]
         terms = spd_loss(
             out.logits,
             out.projected[PROJECTION],
             labels,
-            proxy_logits=self._bank.logits[rows],
-            proxy_tokens=self._bank.tokens[rows],
-            present=self._bank.present[rows],
+            proxy_logits=take(self._bank.logits, batch),
+            proxy_tokens=take(self._bank.tokens, batch),
+            present=take(self._bank.present, batch),
             config=self._spd,
             selection=self._draws(batch, epoch) if self._spd.select == "random" else None,
         )
@@ -196,7 +197,7 @@ def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
     index = open_index(run)
     names = [run.proxy_folder(key).results["outputs"] for key in proxies]
     stores = [FeatureStore.open(run.cache_root / name, index) for name in names]
-    bank = load_bank(stores, index.rows(row_keys(run, clips)))
+    bank = training_bank(run, run.student_folder.path, stores, index.rows(row_keys(run, clips)))
     say(f"student: outputs of {len(proxies)} proxies for {int(bank.present.any(1).sum())} of {len(clips)} train clips")
     model = fresh_model(run, {PROJECTION: run.config.student.width})
     _take_merged(model, load_file(run.merge_folder.path / "merged.safetensors"))

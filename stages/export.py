@@ -19,6 +19,7 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
 from .batches import SINGLE, Batch, ClipReader, load
+from .compute import compare_libraries, made_with, maker
 from .loop import autocast
 from .targets import row_keys
 
@@ -68,8 +69,17 @@ def export_outputs(
         "logits": ArraySpec((geometry["num_classes"],), "float32", ("class",), "raw class scores"),
     }
     name = outputs_name(run, teacher, weights)
-    attributes = {"teacher": teacher, "made_by": "proxy", "view": "ego", "protocol": SINGLE._asdict()}
-    store = FeatureStore.create(run.cache_root / name, index, arrays, _fingerprint(run, weights), attributes)
+    made = made_with(run.config, model.cls_token.device)
+    attributes = {
+        "teacher": teacher,
+        "made_by": "proxy",
+        "view": "ego",
+        "protocol": SINGLE._asdict(),
+        "made_with": made,
+    }
+    fingerprint = _fingerprint(run, weights)
+    store = FeatureStore.create(run.cache_root / name, index, arrays, fingerprint, attributes, maker=maker(made))
+    compare_libraries([store], made, strict=False)
     clips = run.table().split("train")
     by_row = dict(zip(index.rows(row_keys(run, clips)).tolist(), range(len(clips)), strict=True))
     pending = store.pending(np.array(sorted(by_row), dtype=np.int64))

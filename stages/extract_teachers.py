@@ -10,15 +10,17 @@ import csv
 import io
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus
 from ..cache import remove as remove_store
+from ..cache.index import LOCK_FILE
 from ..errors import CoverageError, UniegoError, UsageError, WeightsError
 from ..models.teachers import PrecomputedTeacher, Teacher, TeacherConfig, build_teacher, teacher_view
 from ..models.teachers.config import PRECOMPUTED
@@ -28,7 +30,9 @@ from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
-from .compute import prepare
+from .compute import compare_libraries, made_with, maker, prepare
+from .rows import record_rows
+from .shard_size import measured_rows
 from .shard_work import ShardWork
 from .targets import row_keys, teacher_path
 from .train_teacher import in_force
@@ -41,12 +45,14 @@ def extract_teachers(
 
     Continues where it stopped: finished shards are not computed again, and a finished stage changes no byte.
     A clip that cannot be read is recorded as failed, with the reason, and the work goes on; with `strict`, files
-    that do not exist are refused before anything is computed. Raises `WeightsError` naming every teacher that is
-    not ready, `FingerprintMismatch` for features made under other settings, `CoverageError` when fewer clips than
+    that do not exist are refused before anything is computed, and so are libraries of other versions than those that
+    the first shards were made with. Raises `WeightsError` naming every teacher that is not ready,
+    `FingerprintMismatch` for features made under other settings, `CoverageError` when fewer clips than
     `extract.min_coverage` have features at the end, `Stopped` between two shards when asked to stop.
     """
     keys = run.choose(teachers)
     table = run.table()
+    _check_output(run)
     _check_files(run, keys, strict)
     device = prepare(run.config.compute)
     with StopFlag() as flag:
@@ -56,12 +62,16 @@ def extract_teachers(
                 _check_shared(teacher, table.clips)
         flag.check()
         run.record_sources()
-        index = ClipIndex.plan(run.cache_root, row_keys(run, table.clips), run.config.cache.rows_per_shard)
-        stores = {key: _open_store(run, index, teacher, overwrite) for key, teacher in built.items()}
+        index = _plan_rows(run, list(built.values()), device, flag)
+        record_rows(run, index)
+        made = made_with(run.config, device)
+        stores = {key: _open_store(run, index, teacher, made, overwrite) for key, teacher in built.items()}
         for key, store in stores.items():
             run.record_extraction(key, store.fingerprint)
         plan = _Plan.of(run, index, stores)
         if plan.pending:
+            unfinished = {key for keys in plan.pending.values() for key in keys}
+            compare_libraries([stores[key] for key in stores if key in unfinished], made, strict=strict)
             plan.announce(run, stores)
             for teacher in built.values():
                 teacher.to(device)
@@ -119,9 +129,29 @@ class _Plan:
         return sum(per_row[key] * len(self.index.shard_rows(s)) for s, keys in self.pending.items() for key in keys)
 
 
+def _plan_rows(run: Run, teachers: Sequence[Teacher], device: torch.device, flag: StopFlag) -> ClipIndex:
+    clips, rows = run.table().clips, run.config.cache.rows_per_shard
+    if not ClipIndex.exists(run.cache_root):
+        for teacher in teachers:
+            teacher.to(device)
+        rows = measured_rows(run.config, teachers, clips, flag)
+    return ClipIndex.plan(run.cache_root, row_keys(run, clips), rows)
+
+
 def _columns(key: str, config: TeacherConfig) -> set[str]:
     """Columns of the table whose files a teacher may read."""
     return set() if config.network == PRECOMPUTED else {f"{teacher_view(key, config)}_path", "pose_path"}
+
+
+def _check_output(run: Run) -> None:
+    try:
+        with files.locked(run.cache_root / LOCK_FILE):
+            pass
+    except OSError as error:
+        raise UniegoError(
+            f"features cannot be written to {run.cache_root}: {error.strerror}; make the folder writable, or set "
+            "cache.root to another one"
+        ) from error
 
 
 def _check_files(run: Run, keys: Sequence[str], strict: bool) -> None:
@@ -176,17 +206,19 @@ def _piece(piece: tuple[object, ...]) -> str:
     return f"{path}" + (f", {start or 0} to {end or 'its end'} s" if start is not None or end is not None else "")
 
 
-def _open_store(run: Run, index: ClipIndex, teacher: Teacher, overwrite: bool) -> FeatureStore:
+def _open_store(run: Run, index: ClipIndex, teacher: Teacher, made: Mapping[str, Any], overwrite: bool) -> FeatureStore:
     path = teacher_path(run, teacher.key)
     if overwrite and path.exists():
         remove_store(path)
     shape = (teacher.rows, teacher.dim)
     description = "one feature per picked frame" if teacher.rows > 1 else "one feature per clip"
     arrays = {"features": ArraySpec(shape, run.config.cache.dtype, ("time", "feature"), description)}
-    return FeatureStore.create(path, index, arrays, _fingerprint(run, teacher), _attributes(run, teacher))
+    attributes = {**_attributes(teacher), "made_with": made}
+    return FeatureStore.create(path, index, arrays, fingerprint(run, teacher), attributes, maker=maker(made))
 
 
-def _fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
+def fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
+    """What decides about a teacher's stored features: weights, preparation, picks, decoder, dtype."""
     decoder = backend_identity(run.config.video.backend) if teacher.reads in {"frames", "clip"} else {}
     return {
         "teacher": teacher.fingerprint(),
@@ -196,7 +228,7 @@ def _fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _attributes(run: Run, teacher: Teacher) -> dict[str, Any]:
+def _attributes(teacher: Teacher) -> dict[str, Any]:
     return {
         "teacher": teacher.key,
         "view": teacher.view,

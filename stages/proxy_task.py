@@ -15,6 +15,7 @@ from .batches import Batch
 from .spd import token_distance
 from .supervised import Supervised, VideoTask
 from .targets import Targets
+from .view import take
 
 
 def feature_loss(
@@ -45,8 +46,7 @@ class ProxyTask(VideoTask):
     ) -> None:
         super().__init__(title, config.train, base)
         self._teacher, self._config = teacher, config
-        self._values = targets.values.to(base.device)
-        self._present = targets.present.to(base.device)
+        self._targets = targets
 
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy and feature distance of one micro-batch."""
@@ -54,8 +54,8 @@ class ProxyTask(VideoTask):
         ce = F.cross_entropy(out.logits.float(), self.labels[batch.indices])
         feature = feature_loss(
             out.projected[self._teacher],
-            self._values[batch.indices],
-            self._present[batch.indices],
+            take(self._targets.values, batch),
+            take(self._targets.present, batch),
             self._config.feature_distance,
             self._config.feature_weight,
         )

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
 from ..cache import ClipIndex, FeatureStore, RowStatus
 from ..errors import MissingInputError
 from ..models.teachers import teacher_view
+from ..pipeline.clips import SPLITS
 from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
 from .lessons import TRAINABLE, lesson_of
-from .targets import row_keys, stale_settings, teacher_path, train_status
+from .rows import run_rows
+from .targets import stale_settings, teacher_path
 from .train_proxies import has_outputs, proxy_fingerprint
 
 State = str
@@ -27,18 +31,21 @@ def status(run: Run) -> dict[str, Any]:
 
     Every entry has a "state"; extraction's also the counts done, failed, absent and pending of the run's clips.
     """
-    table = run.table()
     index = _index(run)
-    extraction = {key: _extraction(run, index, key) for key in run.config.teachers}
+    rows = run_rows(run, index)
+    stores = {key: _store(run, index, key) for key in run.config.teachers}
+    states = {key: store.status(rows.rows) for key, store in stores.items() if store is not None}
+    extraction = {key: _extraction(run, key, stores[key], states.get(key), len(rows.rows)) for key in stores}
     proxies = {
-        key: _proxy(run, index, key) if entry["state"] != "no input" else {"state": "left out"}
+        key: _proxy(run, index, key, stores[key]) if entry["state"] != "no input" else {"state": "left out"}
         for key, entry in extraction.items()
     }
-    able = [key for key in run.config.teachers if index is not None and _can_teach(run, index, key)]
+    train = rows.splits == SPLITS.index("train")
+    able = [key for key, found in states.items() if (found[train] == RowStatus.DONE).any()]
     return {
         "run": str(run.root.resolve()),
         "cache": str(run.cache_root.resolve()),
-        "clips": {**table.splits, "classes": table.num_classes},
+        "clips": {**rows.counts, "classes": rows.classes},
         "stages": {
             "train-teacher": _trainings(run),
             "extract-teachers": extraction,
@@ -71,12 +78,6 @@ def _index(run: Run) -> ClipIndex | None:
         return None
 
 
-def _can_teach(run: Run, index: ClipIndex, key: str) -> bool:
-    """Whether a train clip has a feature of the teacher."""
-    store = _store(run, index, key)
-    return store is not None and bool((train_status(run, store) == RowStatus.DONE).any())
-
-
 def _store(run: Run, index: ClipIndex | None, key: str) -> FeatureStore | None:
     """A teacher's features; None where there are none (or their making was cut short)."""
     if index is None:
@@ -87,15 +88,13 @@ def _store(run: Run, index: ClipIndex | None, key: str) -> FeatureStore | None:
         return None
 
 
-def _extraction(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
-    config = run.config.teachers[key]
-    clips = run.table().clips
-    entry: dict[str, Any] = {"view": teacher_view(key, config), "state": "pending"}
-    counts = {"done": 0, "failed": 0, "absent": 0, "pending": len(clips)}
-    store = _store(run, index, key)
-    if index is None or store is None:
+def _extraction(
+    run: Run, key: str, store: FeatureStore | None, states: npt.NDArray[np.uint8] | None, clips: int
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"view": teacher_view(key, run.config.teachers[key]), "state": "pending"}
+    counts = {"done": 0, "failed": 0, "absent": 0, "pending": clips}
+    if store is None or states is None:
         return {**entry, **counts}
-    states = store.status(index.rows(row_keys(run, clips)))
     counts = {name.lower(): int((states == code).sum()) for name, code in RowStatus.__members__.items()}
     stale = bool(stale_settings(run, store, key))
     entry["state"] = _extraction_state(run.is_extracting(key), stale, counts)
@@ -113,11 +112,10 @@ def _extraction_state(running: bool, stale: bool, counts: Mapping[str, int]) -> 
     return "done"
 
 
-def _proxy(run: Run, index: ClipIndex | None, key: str) -> dict[str, Any]:
+def _proxy(run: Run, index: ClipIndex | None, key: str, store: FeatureStore | None) -> dict[str, Any]:
     folder = run.proxy_folder(key)
     if folder.record is None:
         return {"state": "pending"}
-    store = _store(run, index, key)
     if index is None or store is None:
         return {"state": "stale", "why": "its teacher's features are gone"}
     entry = _task(folder, proxy_fingerprint(run, key, store))

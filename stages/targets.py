@@ -1,11 +1,12 @@
 """What proxies and student learn from: cached features and outputs as contiguous tensors.
 
-The durable store is read in whole shards, once; training gathers rows of one resident tensor.
+The durable store is read in whole shards, once; training gathers rows of one tensor, in memory or mapped (see `view`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from ..cache import ClipIndex, FeatureStore, RowKey, RowStatus
+from ..cache.view import Arrays, Part, content_key, resident
 from ..errors import ConfigError, FingerprintMismatch, MissingInputError, UniegoError, fingerprint_difference
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.progress import warn
 from ..pipeline.rundir import Run
 from ..pipeline.sources import identity
+from .view import open_view
 
 _BLOCK = 4096  # clips whose features are in memory at once
 
@@ -154,28 +157,63 @@ def target_rows(rows: int, count: int) -> npt.NDArray[np.int64]:
 
 
 def load_targets(store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> Targets:
-    """Features of the given rows averaged over `count` evenly picked time steps; [T, D] becomes [D]."""
-    steps, width = store.arrays["features"].shape
-    target = np.zeros((len(rows), width), dtype=np.float32)
-    present = np.zeros(len(rows), dtype=np.bool_)
-    picks = target_rows(steps, count)
-    order = np.argsort(rows, kind="stable")  # block by block in the order of the shards: bounded memory
-    for block in np.array_split(order, max(1, len(order) // _BLOCK)):
+    """Features of the given rows averaged over `count` evenly picked time steps, in memory; [T, D] becomes [D]."""
+    arrays = resident(_target_parts(store, rows), lambda out: _fill_targets(out, store, rows, count))
+    return Targets(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def training_targets(run: Run, folder: Path, store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> Targets:
+    """`load_targets`, bit for bit, wherever there is room for them: device, memory, or a file in `folder`."""
+    key = content_key([store], rows, ["targets", count])
+    parts = _target_parts(store, rows)
+    title = f"targets of {store.path.name}"
+    fill = partial(_fill_targets, store=store, rows=rows, count=count)
+    return Targets(**open_view(title, folder, key, parts, fill, run.config.compute))
+
+
+def _target_parts(store: FeatureStore, rows: npt.NDArray[np.int64]) -> dict[str, Part]:
+    width = store.arrays["features"].shape[1]
+    return {"values": Part((len(rows), width), "float32"), "present": Part((len(rows),), "bool")}
+
+
+def _fill_targets(out: Arrays, store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> None:
+    picks = target_rows(store.arrays["features"].shape[0], count)
+    for block in _blocks(rows):
         values, there = store.load("features", rows[block], np.float32)  # [b,T,D]
-        target[block] = np.where(there[:, None], values[:, picks].mean(axis=1), 0.0)
-        present[block] = there
-    return Targets(torch.from_numpy(target), torch.from_numpy(present))
+        out["values"][block] = np.where(there[:, None], values[:, picks].mean(axis=1), 0.0)
+        out["present"][block] = there
 
 
 def load_bank(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
-    """Outputs of several proxies side by side. Absent ones hold zeros and are marked."""
+    """Outputs of several proxies side by side, in memory. Absent ones hold zeros and are marked."""
+    arrays = resident(_bank_parts(stores, rows), lambda out: _fill_bank(out, stores, rows))
+    return Bank(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def training_bank(run: Run, folder: Path, stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
+    """`load_bank`, bit for bit, wherever there is room for it: device, memory, or a file in `folder`."""
+    key = content_key(stores, rows, ["bank"])
+    fill = partial(_fill_bank, stores=stores, rows=rows)
+    title = f"outputs of {len(stores)} proxies"
+    return Bank(**open_view(title, folder, key, _bank_parts(stores, rows), fill, run.config.compute))
+
+
+def _bank_parts(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> dict[str, Part]:
     size = len(rows), len(stores)
-    tokens, logits = (torch.zeros(*size, *stores[0].arrays[name].shape) for name in ("tokens", "logits"))
-    bank = Bank(tokens, logits, torch.zeros(size, dtype=torch.bool))
-    for column, store in enumerate(stores):
-        for name, tensor in (("tokens", bank.tokens), ("logits", bank.logits)):
-            values, there = store.load(name, rows, np.float32)
-            values[~there] = 0.0
-            tensor[:, column] = torch.from_numpy(values)
-        bank.present[:, column] = torch.from_numpy(there)
-    return bank
+    parts = {name: Part((*size, *stores[0].arrays[name].shape), "float32") for name in ("tokens", "logits")}
+    return {**parts, "present": Part(size, "bool")}
+
+
+def _fill_bank(out: Arrays, stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> None:
+    for block in _blocks(rows):
+        for column, store in enumerate(stores):
+            for name in ("tokens", "logits"):
+                values, there = store.load(name, rows[block], np.float32)
+                out[name][block, column] = np.where(there[:, None], values, 0.0)
+            out["present"][block, column] = there
+
+
+def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Positions of the rows, block by block in the order of the shards: bounded memory."""
+    order = np.argsort(rows, kind="stable")
+    return np.array_split(order, max(1, len(order) // _BLOCK))

@@ -19,7 +19,7 @@ from .export import export_outputs, outputs_complete, outputs_name
 from .fingerprints import training_fingerprint
 from .proxy_task import ProxyTask, feature_loss
 from .supervised import Supervised
-from .targets import load_targets, open_index, open_teacher, pool, row_keys, targets_hash, warn_of_random
+from .targets import open_index, open_teacher, pool, row_keys, targets_hash, training_targets, warn_of_random
 from .training import (
     initial_proxy,
     make_batches,
@@ -92,7 +92,8 @@ def has_outputs(run: Run, index: ClipIndex, key: str) -> bool:
 
 def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:
     config, clips = run.config, run.table().split("train")
-    targets = load_targets(store, store.index.rows(row_keys(run, clips)), config.student.num_frames)
+    rows = store.index.rows(row_keys(run, clips))
+    targets = training_targets(run, run.proxy_folder(key).path, store, rows, config.student.num_frames)
     say(f"proxy {key}: {int(targets.present.sum())} of {len(clips)} train clips have a target")
     model = initial_proxy(run, {key: targets.values.shape[1]})
     base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))

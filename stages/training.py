@@ -24,6 +24,7 @@ from .encoder import CONFIG, write_model
 from .fingerprints import init_path
 from .loop import Batches, Loop, Plan, Task
 from .recognition import recognise
+from .view import VIEW
 
 
 def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
@@ -155,7 +156,8 @@ def train_and_write(
 
 def remove_scaffold(folder: Path) -> None:
     """Remove what finished training no longer needs."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", VIEW):
+        shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "best.safetensors").unlink(missing_ok=True)
 
 

@@ -88,7 +88,7 @@ def test_every_stage_is_done(finished: Path) -> None:
     assert stages["evaluate"]["student"]["clips"] == 4
 
 
-def test_missing_inputs_are_absent_and_not_failed(finished: Path) -> None:
+def test_fault_19_missing_inputs_are_absent_and_not_failed(finished: Path) -> None:
     entries = status(Run.open(finished))["stages"]["extract-teachers"]
     assert (entries["ego_dino"]["done"], entries["ego_dino"]["absent"]) == (12, 0)
     assert (entries["exo_rgb"]["done"], entries["exo_rgb"]["absent"]) == (11, 1)
@@ -395,7 +395,7 @@ def _comparable(run: Path) -> dict[str, str]:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_stop_signal_saves_and_exits_75(number: int, tmp_path: Path, undisturbed: Path) -> None:
+def test_fault_02_a_stop_signal_saves_and_exits_75(number: int, tmp_path: Path, undisturbed: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     shutil.rmtree(run / "distill")

@@ -16,7 +16,7 @@ CHUNKS = ["features/c.1.0.0", "logits/c.1.0", "status/c.1"]
 
 def damage_is_found_and_mended(root: Path, toy: Any, *, fast: bool) -> None:
     store = FeatureStore.open(root / "toy", ClipIndex.open(root))
-    assert ["toy: shard 1 " in problem for problem in store.verify(full=True)] == [True]
+    assert [*store.verify(full=True)] == [1]
     assert len(store.verify()) == fast
     assert store.pending() == ([1] if fast else [])
     if fast:

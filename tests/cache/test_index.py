@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from uniego.cache import ClipIndex, RowKey
+from uniego.cache import ClipIndex, RowKey, suggested_rows
 from uniego.errors import IntegrityError, MissingInputError, UsageError
 
 NAMES = st.text(st.characters(min_codepoint=32, blacklist_characters="\x7f", codec="utf-8"), min_size=1, max_size=6)
@@ -49,12 +49,22 @@ def test_order_of_the_table_does_not_matter(tmp_path: Path, toy: Any, tree: Any)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("clips", "size"), [(1, 8), (128, 8), (129, 9), (4096, 256), (10_000, 256)])
+@pytest.mark.parametrize(("clips", "size"), [(1, 8), (128, 8), (255, 8), (256, 16), (10_000, 512)])
 def test_rows_per_shard(tmp_path: Path, toy: Any, clips: int, size: int) -> None:
     keys = toy.keys(f"{number}" for number in range(clips))
     assert ClipIndex.plan(tmp_path, keys).rows_per_shard == size
     more = ClipIndex.plan(tmp_path, [*keys, *toy.keys(["more"])], 77)
     assert (more.rows_per_shard, more.num_rows % size) == (size, 1)
+
+
+@pytest.mark.parametrize(
+    ("clips", "seconds", "rows"),
+    [(0, 0.0, 8), (0, 1e4, 1), (10**6, 0.0, 1024), (10**6, 0.5, 1024), (10**6, 0.7, 512), (10**6, 30.0, 16)],
+)
+def test_shards_of_at_most_ten_minutes(clips: int, seconds: float, rows: int) -> None:
+    assert suggested_rows(clips, seconds) == rows
+    assert rows == 1 or rows * seconds <= 600
+    assert clips / rows * 2 <= max(5_000, 2 * clips * seconds / 300)  # features and status of each shard
 
 
 def test_fault_18_a_clip_named_twice_is_refused(tmp_path: Path) -> None:
@@ -106,7 +116,7 @@ def test_features_without_an_index_are_not_given_to_other_clips(tmp_path: Path, 
 
 PLANNER = """
 import sys
-from uniego.cache import ClipIndex, RowKey
+from uniego.cache import ClipIndex, RowKey, suggested_rows
 root, task = sys.argv[1:]
 ClipIndex.plan(root, [RowKey(f"{task}-{n}", "i") for n in range(40)] + [RowKey("both", "i")], 4)
 """

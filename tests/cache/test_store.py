@@ -38,7 +38,7 @@ def test_write_and_read(tmp_path: Path, toy: Any) -> None:
     toy.check(FeatureStore.open(tmp_path / "toy", ClipIndex.open(tmp_path)), reversed(IDS))
     assert store.coverage() == {"clips": 8, "pending": 0, "done": 6, "failed": 1, "absent": 1}
     assert store.failures() == [Failure("bad3", "truncated", "bad3 ends early")]
-    assert store.verify() == store.verify(full=True) == []
+    assert store.verify() == store.verify(full=True) == {}
 
 
 def test_the_tree_is_the_same_every_time(tmp_path: Path, toy: Any, tree: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_run_without_some_clips_leaves_them_for_a_run_that_has_them(tmp_path: 
     assert store.status([0, 1, 2]).tolist() == [1, 1, 2]
     assert store.failures() == failures
     np.testing.assert_array_equal(store.read([0, 1], "logits")[0], values["logits"][:2])
-    assert store.verify(full=True) == []
+    assert store.verify(full=True) == {}
     lines = (tmp_path / "toy/ledger/local.jsonl").read_text().splitlines()
     assert ['"void":true' in line for line in lines] == [False, True, False]
 

@@ -6,7 +6,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ def test_a_failure_keeps_the_old_file_and_no_left_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     files.write_bytes(tmp_path / "a", b"old")
-    monkeypatch.setattr(files.operations, name, failing(name, OSError(errno.EIO, "broken")))
+    monkeypatch.setattr(files.operations, name, failing(name, OSError(errno.EROFS, "broken")))
     with pytest.raises(OSError, match="broken"):
         files.write_bytes(tmp_path / "a", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
@@ -91,6 +91,38 @@ def test_fault_06_a_full_disk_says_how_much_is_needed(
         files.write_bytes(tmp_path / "a", bytes(1000))
     assert caught.value.errno == code
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("times", [1, 4, 5])
+def test_fault_07_what_a_network_file_system_gets_over_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, times: int
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("uniego.pipeline.files.time.sleep", pauses.append)
+    for write in (files.write_bytes, lambda path, data: files.append_line(path, data.decode())):
+        failures = iter([OSError(code, "for a moment")] * times)
+
+        def fsync(fd: int, failures: Iterator[OSError] = failures) -> None:
+            for failure in failures:
+                raise failure
+            os.fsync(fd)
+
+        pauses.clear()
+        path = tmp_path / f"a{times}"
+        with monkeypatch.context() as patch:
+            patch.setattr(files.operations, "fsync", fsync)
+            if times < 5:
+                write(path, b"new")
+            else:
+                with pytest.raises(OSError, match="for a moment"):
+                    write(path, b"new")
+        assert len(pauses) == min(times, 4)
+        assert pauses == sorted(pauses)
+        if times < 5:
+            assert path.read_text().rstrip() == "new"
+        path.unlink(missing_ok=True)
+        assert not list(tmp_path.iterdir())
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

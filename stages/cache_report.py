@@ -1,0 +1,100 @@
+"""What is in a run's cache: how much of the run's clips it covers, and the statistics of their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..cache import ClipIndex, FeatureStore
+from ..cache.coverage import Coverage, count_rows, failed_rows
+from ..cache.stats import statistics
+from ..errors import MissingInputError
+from ..pipeline.clips import SPLITS, Split
+from ..pipeline.rundir import Run
+from .rows import RunRows, run_rows
+from .targets import open_index, teacher_path
+
+
+class Cell(NamedTuple):
+    """One split through one teacher."""
+
+    split: Split
+    teacher: str
+    coverage: Coverage
+
+
+class FailedClip(NamedTuple):
+    """A clip of which a teacher has no feature, and why: a reason class and a message."""
+
+    split: Split
+    clip_id: str
+    teacher: str
+    reason: str
+    message: str
+
+
+def coverage(run: Run, teachers: Sequence[str] | None = None, splits: Sequence[Split] | None = None) -> list[Cell]:
+    """What the cache has of the run's clips, split by split and teacher by teacher; splits without clips are left out.
+
+    Reads ledgers only. Before extraction has begun all clips are pending. Raises `IntegrityError` for a damaged cache.
+    """
+    index = _index(run)
+    found = run_rows(run, index)
+    stores = {key: _store(run, index, key) for key in run.choose(teachers)}
+    return [
+        Cell(split, key, count_rows(store, found.split(split)))
+        for split in _named(found, splits)
+        for key, store in stores.items()
+    ]
+
+
+def failed_clips(
+    run: Run, teachers: Sequence[str] | None = None, splits: Sequence[Split] | None = None
+) -> Iterator[FailedClip]:
+    """Every failed clip, in the order of splits, teachers and rows; one shard in memory at a time."""
+    index = _index(run)
+    found = run_rows(run, index)
+    for split in _named(found, splits):
+        for key in run.choose(teachers):
+            store = _store(run, index, key)
+            if store is not None:
+                for _, failure in failed_rows(store, found.split(split)):
+                    yield FailedClip(split, failure.clip_id, key, failure.reason, failure.message)
+
+
+def cache_statistics(run: Run, teachers: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """{store: {array: `statistics`}} over the run's clips, of teachers and of their proxies' outputs.
+
+    Stores that are not there are left out. Raises `MissingInputError` where there is none at all.
+    """
+    index = open_index(run)
+    rows = np.unique(run_rows(run, index).rows)
+    names = []
+    for key in run.choose(teachers):
+        proxy = run.proxy_folder(key)
+        names += [key, *([str(proxy.results["outputs"])] if proxy.done else [])]
+    stores = {name: store for name in names if (store := _store(run, index, name)) is not None}
+    if not stores:
+        raise MissingInputError(f"no features in {run.cache_root}: run `{run.command('extract-teachers')}` first")
+    return {name: {array: statistics(store, array, rows) for array in store.arrays} for name, store in stores.items()}
+
+
+def _index(run: Run) -> ClipIndex | None:
+    return ClipIndex.open(run.cache_root) if ClipIndex.exists(run.cache_root) else None
+
+
+def _store(run: Run, index: ClipIndex | None, name: str) -> FeatureStore | None:
+    """A store, None where there is none (or its making was cut short)."""
+    if index is None:
+        return None
+    try:
+        return FeatureStore.open(teacher_path(run, name), index)
+    except MissingInputError:
+        return None
+
+
+def _named(found: RunRows, splits: Sequence[Split] | None) -> list[Split]:
+    counts = found.counts
+    return [split for split in SPLITS if counts[split] and (not splits or split in splits)]

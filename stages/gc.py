@@ -1,0 +1,59 @@
+"""Which rows and stores of a cache the given runs need; all the rest may be collected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..cache import gc
+from ..cache.verify import store_names
+from ..errors import UniegoError, UsageError
+from ..pipeline.rundir import Run
+from .targets import open_index, row_keys
+
+
+def find_garbage(runs: Sequence[Run]) -> gc.Garbage:
+    """What none of these runs needs in the cache that they share; nothing is changed.
+
+    Name every run that uses the cache: what only others need is taken for garbage. Raises `UsageError` without runs,
+    or for runs of several caches; `MissingInputError` for a run that has extracted nothing yet; `UniegoError` while
+    one of them is at work.
+    """
+    root = _common_root(runs)
+    for run in runs:
+        _refuse_at_work(run)
+    index = open_index(runs[0])
+    rows = np.concatenate([index.rows(row_keys(run, run.table().clips)) for run in runs])
+    present = store_names(root)
+    return gc.find(root, rows, {name for run in runs for name in _needed(run, present)})
+
+
+def _common_root(runs: Sequence[Run]) -> Path:
+    if not runs:
+        raise UsageError("name every run that uses the cache with -r DIR: what none of them needs is garbage")
+    roots = sorted({run.cache_root.resolve() for run in runs})
+    if len(roots) > 1:
+        raise UsageError(f"these runs use different caches: {', '.join(map(str, roots))}; collect one at a time")
+    return runs[0].cache_root
+
+
+def _refuse_at_work(run: Run) -> None:
+    busy = [f"extraction of {key}" for key in run.config.teachers if run.is_extracting(key)]
+    tasks = [*(run.proxy_folder(key) for key in run.config.teachers), run.merge_folder, run.student_folder]
+    busy += [task.title for task in tasks if task.running()]
+    if busy:
+        raise UniegoError(f"{run.root} is at work ({', '.join(busy)}); wait for it or stop it")
+
+
+def _needed(run: Run, present: Sequence[str]) -> set[str]:
+    """Stores of the run's teachers and proxies; of a proxy that is begun and not done, all that may be its own."""
+    names = set(run.config.teachers)
+    for key in run.config.teachers:
+        folder = run.proxy_folder(key)
+        if folder.done:
+            names.add(str(folder.results["outputs"]))
+        elif folder.record is not None:
+            names |= {name for name in present if name.startswith(f"proxy-{key}-")}
+    return names

@@ -1,0 +1,83 @@
+"""Where a training's targets live: on its device, in memory, or mapped from a file under the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor
+
+from ..cache.view import Fill, Part, mapped, resident
+from ..pipeline.config import ComputeConfig
+from ..pipeline.progress import say
+from .batches import Batch
+from .compute import resolve_device
+
+Place = Literal["device", "memory", "mapped"]
+VIEW = "view"
+"""Folder of a mapped view, inside that of the training which reads it; removed when that is done."""
+
+_SHARE_OF_MEMORY = 0.5
+_SHARE_OF_DEVICE = 0.25
+
+
+def choose_place(size: int, config: ComputeConfig) -> tuple[Place, int]:
+    """(place, budget of memory in bytes) for so many bytes.
+
+    On a GPU up to a quarter of what is free there stays on it. Memory takes `compute.memory_gb`, or half of what is
+    free; more is mapped.
+    """
+    device = resolve_device(config)
+    budget = int(config.memory_gb * 1e9) if config.memory_gb is not None else int(free_memory() * _SHARE_OF_MEMORY)
+    if size > budget:
+        return "mapped", budget
+    if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * _SHARE_OF_DEVICE:
+        return "device", budget
+    return "memory", budget
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, and of its control group (v2) where there is one."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        (own,) = (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        for folder in (group / own.strip("/"), *(group / own.strip("/")).parents):
+            limit = folder / "memory.max"
+            if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+                free = min(free, max(0, int(text) - int((folder / "memory.current").read_text())))
+    except (OSError, ValueError):
+        pass  # no control groups of this kind
+    return free
+
+
+def open_view(
+    title: str, folder: Path, key: str, parts: Mapping[str, Part], fill: Fill, config: ComputeConfig
+) -> dict[str, Tensor]:
+    """Contiguous tensors filled by `fill`, where there is room; says where, and how many bytes they take.
+
+    `folder` is that of the training, `key` the hash of what they are made from.
+    """
+    size = sum(part.bytes for part in parts.values())
+    place, budget = choose_place(size, config)
+    arrays = mapped(folder / VIEW, key, parts, fill) if place == "mapped" else resident(parts, fill)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if place == "device":
+        tensors = {name: tensor.to(resolve_device(config)) for name, tensor in tensors.items()}
+    where = {
+        "device": f"on {resolve_device(config)}",
+        "memory": "in memory",
+        "mapped": f"mapped from {folder / VIEW}, since the budget is {budget / 1e6:.1f} MB of memory",
+    }
+    say(f"{title}: {size / 1e6:.1f} MB, {where[place]}")
+    return tensors
+
+
+def take(tensor: Tensor, batch: Batch) -> Tensor:
+    """The batch's rows of a tensor of all clips, on the batch's device, wherever the tensor lives."""
+    if tensor.device == batch.indices.device:
+        return tensor[batch.indices]
+    return tensor[list(batch.rows)].to(batch.indices.device, non_blocking=True)
