@@ -34,11 +34,11 @@ from ..errors import (
     fingerprint_difference,
 )
 from . import files
-from .clips import ClipTable, hold_out, read_clip_table
+from .clips import Clip, ClipTable, hold_out, read_clip_table
 from .config import RunConfig
 from .configfile import load_config, write_config
 from .objects import is_url
-from .sources import Sources, measure, read_sources
+from .sources import Sources, identity, measure, read_sources
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,18 @@ class Run:
         if not self._sources_path.exists() or known != seen:
             files.write_json(self._sources_path, seen)
         self.__dict__["sources"] = seen
+        self._identities.clear()
+
+    def identity(self, clip: Clip) -> str:
+        """Hash of what a clip's features are made from (see `pipeline.sources`); each clip's is computed once."""
+        known = self._identities.get(clip.clip_id)
+        if known is None or known[0] is not clip:
+            known = self._identities[clip.clip_id] = (clip, identity(clip, self.sources))
+        return known[1]
+
+    @cached_property
+    def _identities(self) -> dict[str, tuple[Clip, str]]:
+        return {}
 
     @cached_property
     def sources(self) -> Sources:

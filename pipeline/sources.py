@@ -28,6 +28,7 @@ were samples: its size."""
 
 _WHOLE = 1 << 20
 _PIECE = 64 << 10
+_JSON = json.JSONEncoder(sort_keys=True)
 _READERS = 16  # network file systems answer slowly, but many at a time
 
 
@@ -43,7 +44,7 @@ def measure(clips: Sequence[Clip], known: Sources | None = None) -> dict[str, Se
 def identity(clip: Clip, sources: Sources) -> str:
     """Hash of what a clip's features are made from: paths, sizes, samples, segment."""
     named = {view: [path, *_identifying(sources.get(path))] for view, path in clip.sources.items()}
-    return files.hash_bytes(json.dumps([named, clip.start_s, clip.end_s], sort_keys=True).encode())
+    return files.hash_bytes(_JSON.encode([named, clip.start_s, clip.end_s]).encode())
 
 
 def read_sources(path: Path) -> dict[str, Seen | int | None]:

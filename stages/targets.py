@@ -22,7 +22,6 @@ from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.progress import warn
 from ..pipeline.rundir import Run
-from ..pipeline.sources import identity
 from .view import open_view
 
 _BLOCK = 4096  # clips whose features are in memory at once
@@ -45,7 +44,7 @@ class Bank(NamedTuple):
 
 def row_keys(run: Run, clips: Sequence[Clip]) -> list[RowKey]:
     """The clips as rows of the cache."""
-    return [RowKey(clip.clip_id, identity(clip, run.sources)) for clip in clips]
+    return [RowKey(clip.clip_id, run.identity(clip)) for clip in clips]
 
 
 def open_index(run: Run) -> ClipIndex:
