@@ -228,5 +228,5 @@ class CacheMachine(RuleBasedStateMachine):
 @pytest.mark.fault
 def test_any_sequence_of_events(toy: Any, full: bool) -> None:
     machine = type("Machine", (CacheMachine,), {"toy": toy})
-    examples, steps = (300, 60) if full else (15, 20)
+    examples, steps = (100, 60) if full else (15, 20)
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=steps))
