@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli_data import JsonOption, SetOption
-from .errors import EXIT_INTEGRITY, UsageError
+from .errors import EXIT_FAILURE, EXIT_INTEGRITY, UsageError
 
 if TYPE_CHECKING:
     from .cache.gc import Garbage
@@ -52,12 +52,16 @@ def verify(
             typer.echo(line)
     if report.problems:
         raise typer.Exit(EXIT_INTEGRITY)
+    if report.unread:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def _report_lines(report: Report) -> list[str]:
     lines = [f"bad: {problem}" for problem in report.problems]
     for key, clips in report.recomputed.items():
         lines.append(f"{key}: {clips} clips computed again, {report.equal[key]} with the same bytes")
+    for key, reasons in report.unread.items():
+        lines.append(f"{key}: {len(reasons)} clips could not be compared: {reasons[0]}{'; …' * (len(reasons) > 1)}")
     bad = len(report.problems)
     shards = sum(report.stores.values())
     checked = f"{len(report.stores)} stores, {shards} shards in {report.cache}"

@@ -2,7 +2,9 @@
 
 A line is trusted only together with the files it describes. Each line carries a checksum of itself; torn or
 damaged lines are ignored with a warning. A shard is written again under a higher revision, after a line that
-voids the older one: at no moment does a line describe files that are being replaced.
+voids the older one: at no moment does a line describe files that are being replaced. Where the older one has rows
+that the new one keeps, the voiding line says which, and what the files are before and after: a writer that is killed
+in between loses none of them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -59,7 +62,9 @@ class Stored(NamedTuple):
 class Entry:
     """One shard as written. `keys`: hash of its clips; `status`: (code, length) runs over its rows.
 
-    `maker`: short name of the device and software it was made with, "" where nobody said.
+    `maker`: short name of the device and software it was made with, "" where nobody said. `void`: the shard is taken
+    back. A void entry with `arrays` is of a shard that is being replaced by these files; `instead`: the files before,
+    `status` and `failures`: of the rows that are the same in both, all others being pending.
     """
 
     shard: int
@@ -70,6 +75,12 @@ class Entry:
     failures: tuple[Failure, ...] = ()
     void: bool = False
     maker: str = ""
+    instead: tuple[tuple[str, Stored], ...] = ()
+
+    @property
+    def is_replacing(self) -> bool:
+        """Whether rows are kept while the files are being replaced."""
+        return self.void and bool(self.arrays)
 
     def statuses(self) -> npt.NDArray[np.uint8]:
         """uint8 [rows] of `RowStatus`."""
@@ -87,7 +98,7 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: dict[str, tuple[int, int]] = {}  # file name: (inode, bytes read)
-        self._last: dict[int, dict[str, Entry]] = {}  # shard: {file name: its last entry}
+        self._last: dict[int, dict[tuple[str, str], Entry]] = {}  # shard: {(file name, maker): its last entry}
         self._warned: set[tuple[str, int]] = set()
 
     def candidates(self, shard: int) -> list[Entry]:
@@ -127,7 +138,7 @@ class Ledger:
         for line in data[:whole].split(b"\n")[:-1]:
             entry = entry_from_line(line)
             if entry is not None:
-                self._last.setdefault(entry.shard, {})[name] = entry
+                self._last.setdefault(entry.shard, {})[name, entry.maker] = entry
             elif line:
                 self._warn(name, at, "damaged")
             at += len(line) + 1
@@ -154,13 +165,15 @@ def entry_to_line(entry: Entry) -> str:
     record: dict[str, Any] = {"shard": entry.shard, "revision": entry.revision}
     if entry.void:
         record["void"] = True
-    else:
+    if entry.instead:
+        record["instead"] = _arrays_to_json(entry.instead)
+    if not entry.void or entry.is_replacing:
         statuses = entry.statuses()
         counts = {code.name.lower(): int(np.sum(statuses == code)) for code in RowStatus}
         record |= {
             "rows": len(statuses),
             "keys": entry.keys,
-            "arrays": {name: stored._asdict() for name, stored in entry.arrays},
+            "arrays": _arrays_to_json(entry.arrays),
             "counts": counts,
             "status": entry.status,
             "failures": entry.failures,
@@ -181,14 +194,23 @@ def entry_from_line(line: bytes) -> Entry | None:
             shard=record["shard"],
             revision=record["revision"],
             keys=record.get("keys", ""),
-            arrays=tuple((name, Stored(**stored)) for name, stored in record.get("arrays", {}).items()),
+            arrays=_arrays_from_json(record.get("arrays", {})),
             status=tuple((code, length) for code, length in record.get("status", [])),
             failures=tuple(Failure(*failure) for failure in record.get("failures", [])),
             void=record.get("void", False),
             maker=record.get("maker", ""),
+            instead=_arrays_from_json(record.get("instead", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _arrays_to_json(arrays: tuple[tuple[str, Stored], ...]) -> dict[str, dict[str, Any]]:
+    return {name: stored._asdict() for name, stored in arrays}
+
+
+def _arrays_from_json(record: Mapping[str, Any]) -> tuple[tuple[str, Stored], ...]:
+    return tuple((name, Stored(**stored)) for name, stored in record.items())
 
 
 def _dump(record: dict[str, Any]) -> str:

@@ -30,7 +30,10 @@ class Shards:
         self.ledger.refresh()
 
     def state(self, shard: int) -> tuple[Entry | None, str]:
-        """(ledger entry or None, what is wrong with it or ""). (None, "") is a shard still to be written."""
+        """(ledger entry or None, what is wrong with it or ""). (None, "") is a shard still to be written.
+
+        A void entry is of a shard whose replacing was cut short: it has the rows that are kept, and is to be written.
+        """
         found = self.ledger.candidates(shard)
         entries = [entry for entry in found if not entry.void]
         if len(found) > 1 and entries:  # two writers: believe the one whose files are there
@@ -39,13 +42,13 @@ class Shards:
             if not entries:
                 return None, "has ledger lines of two writers, and neither matches the files"
         if not entries:
-            return None, ""
+            return self._kept(shard, found), ""
         if entries[0].keys != self.index.shard_hash(shard):
             return entries[0], OTHER_CLIPS
         return entries[0], self._size_problem(entries[0])
 
     def written(self) -> dict[int, Entry]:
-        """Entries of all shards that can be trusted."""
+        """Entries of all shards that can be trusted, with those that are being replaced."""
         states = ((shard, *self.state(shard)) for shard in range(self.index.num_shards))
         return {shard: entry for shard, entry, problem in states if entry and not problem}
 
@@ -64,26 +67,34 @@ class Shards:
         result: npt.NDArray[np.uint8] = table[shards, rows % size]
         return result
 
-    def commit(self, task: str, entry: Entry, chunks: Mapping[str, bytes]) -> None:
-        """Void a line of other content, write the files, write the line: each durable before the next."""
+    def commit(self, task: str, entry: Entry, chunks: Mapping[str, bytes], kept: Entry | None = None) -> None:
+        """Void a line of other content, write the files, write the line: each durable before the next.
+
+        `kept`: an entry of the present files with the status of those rows that the new files have too.
+        """
         older = self.ledger.candidates(entry.shard)
-        known = len(older) == 1 and older[0].same_content(entry)
+        known = len(older) == 1 and not older[0].void and older[0].same_content(entry)
         if older and not known:
-            entry = replace(entry, revision=self.void(task, entry.shard))
+            kept = kept and replace(kept, void=True, arrays=entry.arrays, instead=kept.arrays, maker=entry.maker)
+            entry = replace(entry, revision=self.void(task, entry.shard, kept) + 1)
         for name, data in chunks.items():
             self.write_chunk(name, entry.shard, data)
         if not known:
             self.ledger.append(task, entry)
 
-    def void(self, task: str, shard: int) -> int:
-        """Take back the lines of a shard, durably; the revision that the next line gets is returned."""
+    def void(self, task: str, shard: int, kept: Entry | None = None, revision: int | None = None) -> int:
+        """Take back the lines of a shard, durably, and return the revision of the line that does it.
+
+        `kept`: a void entry with the rows that stay meanwhile. `revision`: take back lines up to this one only.
+        """
         older = self.ledger.candidates(shard)
-        if older and all(entry.void for entry in older):
+        if not older:
+            return -1
+        if kept is None and all(entry.void and not entry.is_replacing for entry in older):
             return older[0].revision
-        revision = older[0].revision + 1 if older else 0
-        if older:
-            self.ledger.append(task, Entry(shard, revision, void=True))
-        return revision
+        following = (older[0].revision if revision is None else revision) + 1
+        self.ledger.append(task, replace(kept or Entry(shard, 0, void=True), revision=following))
+        return following
 
     def drop(self, task: str, shard: int) -> None:
         """Void a shard and remove its files."""
@@ -131,6 +142,22 @@ class Shards:
             if self.chunk_hash(name, entry.shard) != stored.hash:
                 return f"differs from what was written: {self.label(name, entry.shard)}"
         return ""
+
+    def _kept(self, shard: int, found: list[Entry]) -> Entry | None:
+        """The entry of a shard whose replacing was cut short, if each file is still that before or already that after.
+
+        The kept rows are the same in both.
+        """
+        for entry in found:
+            if entry.is_replacing and entry.keys == self.index.shard_hash(shard):
+                before, actual = dict(entry.instead), []
+                for name, after in entry.arrays:
+                    there = self.chunk_size(name, shard) is not None
+                    content = self.chunk_hash(name, shard) if there else ""
+                    actual += [(name, stored) for stored in (before[name], after) if stored.hash == content][:1]
+                if len(actual) == len(entry.arrays):
+                    return replace(entry, arrays=tuple(actual))
+        return None
 
     def _size_problem(self, entry: Entry) -> str:
         for name, stored in entry.arrays:

@@ -7,6 +7,7 @@ only if its line, its files and its clips agree; everything else is pending or a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class FeatureStore:
         if rows is None:
             self._shards.ledger.refresh()
             written = self._shards.written()
-            return [shard for shard in range(self.index.num_shards) if shard not in written]
+            return [s for s in range(self.index.num_shards) if s not in written or written[s].void]
         asked = self._checked_rows(rows)
         left = asked[(self.status(asked) == RowStatus.PENDING) & (asked >= 0)]
         return [int(shard) for shard in np.unique(left // self.index.rows_per_shard)]
@@ -152,7 +153,7 @@ class FeatureStore:
         codes = checked_status(where, status, len(rows))
         blocks = checked_values(where, self.arrays, values, codes)
         reasons = checked_failures(where, keys, codes, failures)
-        self._keep_earlier(shard, blocks, codes, reasons)
+        kept = self._keep_earlier(shard, blocks, codes, reasons)
         chunks = {name: self._encode(name, block) for name, block in (*blocks.items(), (STATUS, codes))}
         entry = Entry(
             shard=shard,
@@ -163,7 +164,7 @@ class FeatureStore:
             failures=tuple(reasons[key.clip_id] for key in keys if key.clip_id in reasons),
             maker=self.maker,
         )
-        self._shards.commit(self.task, entry, chunks)
+        self._shards.commit(self.task, entry, chunks, kept)
 
     def status(self, rows: npt.ArrayLike | None = None) -> Statuses:
         """uint8 [n] of `RowStatus`, of all rows by default, read from the ledger.
@@ -233,11 +234,19 @@ class FeatureStore:
         entry, problem = self._shards.state(shard)
         return self._shards.hash_problem(entry) if full and entry and not problem else problem
 
-    def redo(self, shard: int) -> bool:
-        """Take a shard back, durably: it is pending from now on. False for one of other clips: that stays."""
+    def revision(self, shard: int) -> int:
+        """How often a shard was written anew, as far as was last seen; -1 for one that was never written."""
+        found = self._shards.ledger.candidates(shard)
+        return found[0].revision if found else -1
+
+    def redo(self, shard: int, revision: int | None = None) -> bool:
+        """Take a shard back, durably: it is pending from now on. False for one of other clips: that stays.
+
+        `revision`: that which was judged; what somebody wrote after it is not taken back.
+        """
         if self.problem(shard) == OTHER_CLIPS or shard >= self.index.num_shards:
             return False
-        self._shards.void(self.task, shard)
+        self._shards.void(self.task, shard, revision=revision)
         return True
 
     def drop(self, shard: int) -> None:
@@ -261,18 +270,22 @@ class FeatureStore:
 
     def _keep_earlier(
         self, shard: int, blocks: dict[str, npt.NDArray[Any]], codes: Statuses, reasons: dict[str, Failure]
-    ) -> None:
-        """Fill rows given as PENDING from what is written, in place."""
+    ) -> Entry | None:
+        """Fill rows given as PENDING from what is written, in place; the entry of the files as they are, of these."""
         entry, problem = self._shards.state(shard)
         if entry is None or problem:
-            return
+            return None
         kept = (codes == RowStatus.PENDING) & (entry.statuses() != RowStatus.PENDING)
+        if not kept.any():
+            return None
         rows = np.array(self.index.shard_rows(shard), np.int64)[kept]
         for name, block in blocks.items():
             block[kept] = self.read(rows, name)[0]
         codes[kept] = entry.statuses()[kept]
         ids = {key.clip_id for key, keep in zip(self.index.keys(shard), kept, strict=True) if keep}
-        reasons.update({failure.clip_id: failure for failure in entry.failures if failure.clip_id in ids})
+        failures = tuple(failure for failure in entry.failures if failure.clip_id in ids)
+        reasons.update({failure.clip_id: failure for failure in failures})
+        return replace(entry, status=status_runs(np.where(kept, codes, RowStatus.PENDING)), failures=failures)
 
     def _encode(self, name: str, block: npt.NDArray[Any]) -> bytes:
         if name not in self._encoders:

@@ -70,7 +70,7 @@ def _verify_store(path: Path, index: ClipIndex, full: bool, mark: bool) -> Check
 
 def _redo(store: FeatureStore, shard: int) -> bool:
     try:
-        return store.redo(shard)
+        return store.redo(shard, store.revision(shard))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -67,7 +67,7 @@ def _recorded(run: Run, index: ClipIndex) -> RunRows | None:
         with np.load(run.root / "extract" / "rows.npz", allow_pickle=False) as stored:
             if str(stored["key"]) == _key(run, index):
                 return RunRows(stored["rows"], stored["splits"], int(stored["classes"]))
-    except (FileNotFoundError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         pass  # a record that cannot be read is no record
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import FeatureStore, RowStatus
+from ..cache import Failure, FeatureStore, RowStatus
 from ..cache.verify import Problem, store_names, verify_cache
 from ..errors import FingerprintMismatch, IntegrityError, MissingInputError, fingerprint_difference
 from ..models.teachers import Teacher, build_teacher
@@ -30,13 +30,17 @@ LEAST_COSINE = 0.9999
 
 @dataclass
 class Report:
-    """What was checked. `recomputed` counts clips per teacher, `equal` those of them with the same bytes."""
+    """What was checked. `recomputed` counts clips per teacher, `equal` those of them with the same bytes.
+
+    `unread`: per teacher, why drawn clips could not be compared, for example since their videos are not here.
+    """
 
     cache: str
     stores: dict[str, int] = field(default_factory=dict)  # written shards
     bytes_read: int = 0
     recomputed: dict[str, int] = field(default_factory=dict)
     equal: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, list[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -52,7 +56,8 @@ def verify(
     Ledgers and sizes always; with `full` every byte; with `recompute` so many clips of each teacher go through its
     network again: on the same device with the same libraries, threads and batches they must give the same bytes,
     elsewhere a cosine of at least `LEAST_COSINE`. With `mark`, bad shards are taken back: the next extraction redoes
-    exactly them, and until then training takes their clips for not done. Raises `MissingInputError` where there is no
+    exactly them, and until then training takes their clips for not done. A clip whose input cannot be read now is no
+    bad one. Raises `MissingInputError` where there is no
     cache, `IntegrityError` for its index, and what building a teacher raises.
     """
     index = open_index(run)
@@ -109,34 +114,45 @@ class _Recomputation:
         """Compare `count` clips that have features, drawn by the seed and their ids; bad shards are marked."""
         key, store = self._teacher.key, self._store
         chosen = self._draw(count)
-        report.recomputed[key], report.equal[key] = len(chosen), 0
+        report.recomputed[key], report.equal[key] = 0, 0
         say(f"verify: {key}: computing {len(chosen)} clips again")
         for row in chosen:
             shard = row // store.index.rows_per_shard
             if any(p[:2] == (key, shard) for p in report.problems):
                 continue
+            clip_id, revision = self._clips[row].clip_id, store.revision(shard)
             try:
-                stored, computed = self._pair(row, shard)
+                stored = store.read([row], "features")[0][0]
+                computed, alike = self._compute(row, shard)
+                if isinstance(computed, Failure) and computed.reason != "non_finite":
+                    report.unread.setdefault(key, []).append(f"clip {clip_id!r}: {computed.message}")
+                    continue
+                report.recomputed[key] += 1
                 report.equal[key] += np.array_equal(stored, computed)
-                what = self._difference(shard, stored, computed)
+                what = self._difference(shard, stored, computed, alike)
             except IntegrityError as error:
                 what = f"cannot be read: {error}"
             if what:
-                what = f"clip {self._clips[row].clip_id!r}: {what}"
-                report.problems.append(Problem(key, shard, what, self._mark and store.redo(shard)))
+                what = f"clip {clip_id!r}: {what}"
+                report.problems.append(Problem(key, shard, what, self._mark and store.redo(shard, revision)))
 
     def _draw(self, count: int) -> list[int]:
         rows = np.array(sorted(self._clips), np.int64)
         done = rows[self._store.status(rows) == RowStatus.DONE].tolist()
         return sorted(sorted(done, key=lambda row: _draw(self._run.config.seed, self._clips[row]))[:count])
 
-    def _pair(self, row: int, shard: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """(stored, computed again) [T, D] in the stored dtype; NaN where it cannot be computed any more."""
+    def _compute(self, row: int, shard: int) -> tuple[npt.NDArray[Any] | Failure, bool]:
+        """The feature [T, D] computed again, in the stored dtype, or why there is none; whether its batch was whole."""
         rows = self._store.index.shard_rows(shard)
         batch = self._batch(row, rows)
         with StopFlag() as flag, ShardWork(self._run.config, {r: self._clips[r] for r in batch}) as work:
-            values, _, _ = work.run(rows, [self._teacher], flag)[self._teacher.key]
-        return self._store.read([row], "features")[0][0], values["features"][row - rows.start]
+            values, status, failures = work.run(rows, [self._teacher], flag)[self._teacher.key]
+        by_clip = {failure.clip_id: failure for failure in failures}
+        clip_id, place = self._clips[row].clip_id, row - rows.start
+        if status[place] == RowStatus.ABSENT:
+            return Failure(clip_id, "missing", "its input is not there any more"), False
+        whole = all(failure.reason == "non_finite" for failure in failures) and RowStatus.ABSENT not in status
+        return by_clip.get(clip_id, values["features"][place]), whole
 
     def _batch(self, row: int, rows: range) -> list[int]:
         """The rows that went through the network together with this one: those whose input could be prepared."""
@@ -151,14 +167,16 @@ class _Recomputation:
         start = mine.index(row) // size * size
         return mine[start : start + size]
 
-    def _difference(self, shard: int, stored: npt.NDArray[Any], computed: npt.NDArray[Any]) -> str:
-        if not np.isfinite(computed).all():
-            return "there is a feature in the cache, but computed again it gives none"
+    def _difference(
+        self, shard: int, stored: npt.NDArray[Any], computed: npt.NDArray[Any] | Failure, alike: bool
+    ) -> str:
+        if isinstance(computed, Failure):
+            return "there is a feature in the cache, but computed again it is not finite"
         if np.array_equal(stored, computed):
             return ""
         cosine = least_cosine(stored, computed)
         entry = self._store.entry(shard)
-        if entry is not None and entry.maker == self._made_here and entry.revision == 0:
+        if alike and entry is not None and entry.maker == self._made_here and entry.revision == 0:
             return f"other bytes on the same device and software (cosine {cosine:.6f})"
         return f"cosine {cosine:.6f}, below {LEAST_COSINE}" if cosine < LEAST_COSINE else ""
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from uniego.cache import ClipIndex, FeatureStore, gc, remove
+from uniego.cache import ClipIndex, FeatureStore, RowStatus, gc, remove
 from uniego.errors import IntegrityError
 from uniego.pipeline import files
 
@@ -139,6 +139,44 @@ def test_every_crash_point_of_a_rewrite_a_removal_and_a_collection(
             shutil.rmtree(root)
 
 
+@pytest.mark.fault
+def test_rows_that_a_rewrite_keeps_survive_every_crash(
+    tmp_path: Path, toy: Any, tree: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes the pending rows of a shard may not be able to compute the others again."""
+    start = tmp_path / "start"
+    store = toy.open(start, ["bad1", "c2", "c3"])
+    values, status, failures = toy.shard(store.index.keys(0))
+    store.write_shard(0, values, status * [1, 1, 0], failures)
+
+    def complete(root: Path) -> None:
+        store = toy.open(root, ["bad1", "c2", "c3"])
+        if store.pending(store.index.rows(toy.keys(["c3"]))):
+            store.write_shard(0, values, status * [0, 0, 1])
+
+    good = tmp_path / "good"
+    shutil.copytree(start, good)
+    total = count_operations(monkeypatch, lambda: complete(good))
+    for stop in range(total):
+        root = tmp_path / "run"
+        shutil.copytree(start, root)
+        for again in (stop, min(stop + 3, total - 1), 7):  # three kills, one after the other
+            with monkeypatch.context() as patch, contextlib.suppress(Crash):
+                patch.setattr(files, "operations", Dead(again, tear=True))
+                complete(root)
+            left = FeatureStore.open(root / "toy", ClipIndex.open(root))
+            kept = left.index.rows(toy.keys(["bad1", "c2"]))
+            np.testing.assert_array_equal(left.status(kept), [RowStatus.FAILED, RowStatus.DONE])
+            np.testing.assert_array_equal(left.read(kept[1:], "logits")[0][0], values["logits"][1])
+            last = left.index.rows(toy.keys(["c3"]))
+            assert left.status(last)[0] == RowStatus.DONE or left.pending(last) == [0]
+        complete(root)
+        toy.check(FeatureStore.open(root / "toy", ClipIndex.open(root)), ["bad1", "c2", "c3"])
+        chunks = {name: data for name, data in tree(good / "toy" / "features.zarr").items() if "/c." in name}
+        assert chunks.items() <= tree(root / "toy" / "features.zarr").items()
+        shutil.rmtree(root)
+
+
 def test_a_line_is_written_after_its_files_are_durable(
     tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +228,28 @@ def test_fault_05_two_writers_of_one_shard_at_every_interleaving(
         toy.extract(root, ids, task="one")
         assert one.pending() == []
         assert one.verify(full=True) == {}
+
+
+@pytest.mark.fault
+def test_fault_05_one_task_started_twice_on_devices_that_compute_differently(
+    tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both lines stand in one file; the one whose files are there is believed."""
+    one, two = (toy.open(tmp_path, ["c1", "c2", "c3"]) for _ in range(2))
+    one.maker, two.maker = "one device", "another"
+    values, status, _ = toy.shard(one.index.keys(0))
+    theirs = {name: block + 1 for name, block in values.items()}
+    plain = type(one._shards).write_chunk
+
+    def write(shards: Any, name: str, shard: int, data: bytes) -> None:
+        plain(shards, name, shard, data)
+        if shards is one._shards and name == "logits":  # both of its arrays are written, and it is overtaken
+            two.write_shard(0, theirs, status)
+
+    monkeypatch.setattr(type(one._shards), "write_chunk", write)
+    one.write_shard(0, values, status)
+    assert one.verify(full=True) == {}
+    np.testing.assert_array_equal(one.read([0, 1, 2], "logits")[0], theirs["logits"])
 
 
 def test_fault_06_a_full_disk_stops_and_goes_on_later(
