@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus, fits
@@ -35,12 +36,11 @@ def outputs_name(run: Run, teacher: str, weights: str) -> str:
     return f"proxy-{teacher}-{identity[:16]}"
 
 
-def outputs_complete(run: Run, index: ClipIndex, name: str) -> bool:
-    """Whether the store of that name holds all train clips."""
+def outputs_complete(run: Run, index: ClipIndex, name: str, rows: npt.NDArray[np.int64]) -> bool:
+    """Whether the store of that name holds all train clips; `rows` are theirs."""
     path = run.cache_root / name
     if not path.exists():
         return False
-    rows = index.rows(row_keys(run, run.table().split("train")))
     return not FeatureStore.open(path, index).pending(rows)
 
 
