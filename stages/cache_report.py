@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cache.coverage import Coverage, count_rows, failed_rows
+from ..cache.info import describe
 from ..cache.stats import statistics
-from ..errors import MissingInputError
+from ..errors import IntegrityError, MissingInputError
 from ..pipeline.clips import SPLITS, Split
 from ..pipeline.rundir import Run
 from .rows import RunRows, run_rows
@@ -61,6 +63,35 @@ def failed_clips(
             if store is not None:
                 for _, failure in failed_rows(store, found.split(split)):
                     yield FailedClip(split, failure.clip_id, key, failure.reason, failure.message)
+
+
+def cache_info(run: Run) -> dict[str, Any]:
+    """`cache.info.describe` of the run's cache. Raises `MissingInputError` naming the command that makes one."""
+    open_index(run)
+    return describe(run.cache_root)
+
+
+def shards_to_do(run: Run) -> dict[str, int]:
+    """{store: shards} of the run's teachers and proxies in which clips of the run are pending, marked ones included.
+
+    Stores that are not there, or cannot be opened, are left out.
+    """
+    index = find_index(run)
+    if index is None:
+        return {}
+    found, wanted = run_rows(run, index), {}
+    for key in run.config.teachers:
+        wanted[key] = found.rows
+        proxy = run.proxy_folder(key)
+        if proxy.done:
+            wanted[str(proxy.results["outputs"])] = found.train
+    left: dict[str, int] = {}
+    for name, rows in wanted.items():
+        with suppress(IntegrityError):
+            store = find_store(run, index, name)
+            pending = store.pending(rows) if store is not None else []
+            left |= {name: len(pending)} if pending else {}
+    return left
 
 
 def cache_statistics(run: Run, teachers: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:

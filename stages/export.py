@@ -20,10 +20,11 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
 from .batches import SINGLE, Batch, ClipReader, load
-from .compute import compare_libraries, made_with, maker
+from .compute import compare_makers, made_with, maker
 from .loop import autocast
 from .targets import row_keys
 
+_BATCH = 8  # clips
 _REASON_NON_FINITE = "non_finite"
 
 
@@ -69,7 +70,7 @@ def export_outputs(
         "logits": ArraySpec((geometry["num_classes"],), "float32", ("class",), "raw class scores"),
     }
     name = outputs_name(run, teacher, weights)
-    made = made_with(run.config, model.cls_token.device)
+    made = made_with(run.config, model.cls_token.device, _BATCH)
     attributes = {
         "teacher": teacher,
         "made_by": "proxy",
@@ -79,7 +80,7 @@ def export_outputs(
     }
     fingerprint = _fingerprint(run, weights)
     store = FeatureStore.create(run.cache_root / name, index, arrays, fingerprint, attributes, maker=maker(made))
-    compare_libraries([store], made, strict=False)
+    compare_makers([store], made, strict=False)
     clips = run.table().split("train")
     by_row = dict(zip(index.rows(row_keys(run, clips)).tolist(), range(len(clips)), strict=True))
     pending = store.pending(np.array(sorted(by_row), dtype=np.int64))
@@ -111,8 +112,9 @@ class _Export:
         self.device = model.cls_token.device
 
     def write(self, store: FeatureStore, work: dict[int, list[int]], meter: Meter, flag: StopFlag) -> None:
-        size = 8
-        portions = [(shard, rows[at : at + size]) for shard, rows in work.items() for at in range(0, len(rows), size)]
+        portions = [
+            (shard, rows[at : at + _BATCH]) for shard, rows in work.items() for at in range(0, len(rows), _BATCH)
+        ]
         order = [[(-1, self.by_row[row]) for row in rows] for _, rows in portions]
         compute = self.run.config.compute
         pin = self.device.type == "cuda"

@@ -27,7 +27,7 @@ from .view import open_view
 if TYPE_CHECKING:
     from .rows import RunRows
 
-_BLOCK = 4096  # clips whose features are in memory at once
+_BLOCK_BYTES = 8 << 20  # of features that are in memory at once, or a whole shard: what a processor's cache may hold
 
 
 class Targets(NamedTuple):
@@ -200,7 +200,7 @@ def _target_parts(store: FeatureStore, rows: npt.NDArray[np.int64]) -> dict[str,
 
 def _fill_targets(out: Arrays, store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> None:
     picks = target_rows(store.arrays["features"].shape[0], count)
-    for block in _blocks(rows):
+    for block in _blocks(rows, store):
         values, there = store.read(rows[block], "features")  # [b,T,D]
         means = _mean(values, picks)
         means[~there] = 0.0
@@ -239,7 +239,7 @@ def _bank_parts(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> 
 
 
 def _fill_bank(out: Arrays, stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> None:
-    for block in _blocks(rows):
+    for block in _blocks(rows, stores[0]):
         for column, store in enumerate(stores):
             for name in ("tokens", "logits"):
                 values, there = store.load(name, rows[block], np.float32)
@@ -248,7 +248,10 @@ def _fill_bank(out: Arrays, stores: Sequence[FeatureStore], rows: npt.NDArray[np
             out["present"][block, column] = there
 
 
-def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Positions of the rows, block by block in the order of the shards: bounded memory."""
+def _blocks(rows: npt.NDArray[np.int64], store: FeatureStore) -> list[npt.NDArray[np.int64]]:
+    """Positions of the rows, some whole shards after the other: bounded memory, and every shard is read once."""
+    per_row = sum(Part(spec.shape, spec.dtype).bytes for spec in store.arrays.values())
+    shards = max(1, _BLOCK_BYTES // (per_row * store.index.rows_per_shard))
     order = np.argsort(rows, kind="stable")
-    return np.array_split(order, max(1, len(order) // _BLOCK))
+    blocks = rows[order] // (shards * store.index.rows_per_shard)
+    return np.split(order, np.flatnonzero(np.diff(blocks)) + 1)
