@@ -5,12 +5,10 @@ Torch and the stages are imported inside the commands, so that `uniego --help` a
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, cli_cache, cli_data, cli_pose, cli_teachers, cli_verify
-from .cli_data import JsonOption, SetOption
-from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
+from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
 
 if TYPE_CHECKING:
-    from .pipeline.rundir import Run
+    pass
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -89,7 +87,6 @@ app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_teachers.app, name="teachers")
 
-RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
 TeacherOption = Annotated[
     list[str] | None,
     typer.Option("--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."),
@@ -125,17 +122,6 @@ def _stop_before_start() -> None:
     """Until a stage listens to stop signals itself, one ends the process at once: nothing has been begun."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
-
-
-def _open(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | None = None) -> Run:
-    from .pipeline.rundir import Run
-
-    opened = Run.open(run, overrides or ())
-    for key in teachers or ():
-        if key not in opened.config.teachers:
-            pool = list(opened.config.teachers)
-            raise UsageError(f"no teacher {key!r}{cli_data.did_you_mean(key, pool)}; the pool has {', '.join(pool)}")
-    return opened
 
 
 @app.command()
@@ -183,7 +169,7 @@ def train_teacher(
     """Train a teacher on the data set's labels.
 
     For exo_rgb (video) and exo_skl (skeletons), whose weights nobody publishes."""
-    opened = _open(run, overrides, [key])
+    opened = open_run(run, overrides, [key])
     from .stages.train_teacher import train_teacher as stage
 
     stage(opened, key, overwrite=overwrite)
@@ -198,7 +184,7 @@ def extract_teachers(
     strict: StrictOption = False,
 ) -> None:
     """Stage 1: features of the frozen teachers."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     from .stages.extract_teachers import extract_teachers as stage
 
     stage(opened, teacher, overwrite=overwrite, strict=strict)
@@ -215,7 +201,7 @@ def train_proxies(
     """Stage 2: a proxy per teacher.
 
     Trains each and stores its outputs on the train split."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     from .stages.train_proxies import train_proxies as stage
 
     stage(opened, teacher, overwrite=overwrite, strict=strict)
@@ -231,7 +217,7 @@ def distill(
     """Stage 3: merge the proxies, train the student.
 
     The student learns by Selective Proxy Distillation, from the merged proxies."""
-    opened = _open(run, overrides)
+    opened = open_run(run, overrides)
     from .stages.distill import distill as stage
 
     stage(opened, overwrite=overwrite, strict=strict)
@@ -249,7 +235,7 @@ def evaluate(
     """Accuracy on the test split.
 
     Top-1, top-5 and mean class accuracy."""
-    opened = _open(run, overrides)
+    opened = open_run(run, overrides)
     from .stages.evaluate import evaluate as stage
 
     stage(opened, model=model, overwrite=overwrite)
@@ -258,13 +244,13 @@ def evaluate(
 @app.command()
 def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOption = None) -> None:
     """What is done, running, stale or failed."""
-    opened = _open(run, overrides)
+    opened = open_run(run, overrides)
     from .stages.status import print_status
     from .stages.status import status as stage
 
     report = stage(opened)
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
         print_status(report)
 
@@ -298,7 +284,7 @@ def config_show(run: RunOption = Path(), overrides: SetOption = None) -> None:
     """Print the configuration in force."""
     from .pipeline.configfile import dump_config
 
-    typer.echo(dump_config(_open(run, overrides).config), nl=False)
+    typer.echo(dump_config(open_run(run, overrides).config), nl=False)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,16 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_verify
-from .cli_data import JsonOption, SetOption, did_you_mean
+from .cli_data import JsonOption, RunOption, SetOption, did_you_mean, open_run, print_json
 from .errors import EXIT_COVERAGE, UsageError
+from .pipeline.progress import size_text
 
 if TYPE_CHECKING:
     from .pipeline.clips import Split
-    from .pipeline.rundir import Run
     from .stages.cache_report import Cell
     from .stages.exchange import Exchanged
 
-RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
 TeacherOption = Annotated[
     list[str] | None,
     typer.Option("--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."),
@@ -45,16 +43,16 @@ app.command("gc")(cli_verify.gc)
 @app.command()
 def info(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOption = None) -> None:
     """What is in the cache: stores, rows, shapes, bytes, files, fingerprints."""
-    opened = _open(run, overrides)
-    from .cache.info import describe
+    opened = open_run(run, overrides)
+    from .stages.cache_report import cache_info
 
-    report = describe(opened.cache_root)
+    report = cache_info(opened)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     typer.echo(
         f"{report['cache']}: schema {report['schema_version']}, {report['rows']} clips in {report['shards']} shards of "
-        f"at most {report['rows_per_shard']}, {_megabytes(report['bytes'])} in {report['files']} files"
+        f"at most {report['rows_per_shard']}, {size_text(report['bytes'])} in {report['files']} files"
     )
     for name, store in report["stores"].items():
         for line in _store_lines(name, store):
@@ -62,7 +60,7 @@ def info(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOpt
 
 
 def _store_lines(name: str, store: dict[str, Any]) -> list[str]:
-    size = f"{_megabytes(store['bytes'])} in {store['files']} files"
+    size = f"{size_text(store['bytes'])} in {store['files']} files"
     if "problem" in store:
         return [f"{name}: cannot be opened: {store['problem']}", f"    {size}"]
     arrays = [
@@ -93,7 +91,7 @@ def coverage(
 
     done: they have. failed: tried; --failed says why. missing: the table names no such input. pending: not tried yet.
     The share counts missing clips against it."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     splits = _splits(split)
     from .stages.cache_report import coverage as stage
     from .stages.cache_report import failed_clips
@@ -105,7 +103,7 @@ def coverage(
         report: dict[str, Any] = {"coverage": [_cell_json(cell) for cell in cells]}
         if min_coverage is not None:
             report["below"] = [[cell.split, cell.teacher] for cell in short]
-        _print_json({**report, "failed": [clip._asdict() for clip in failures]} if failed else report)
+        print_json({**report, "failed": [clip._asdict() for clip in failures]} if failed else report)
     else:
         for line in _coverage_lines(cells):
             typer.echo(line)
@@ -153,12 +151,12 @@ def stats(
     """Mean, variance, norm and dead dimensions of the features of the run's clips.
 
     Dead dimensions have the same value everywhere. Clips without features are left out."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     from .stages.cache_report import cache_statistics
 
     report = cache_statistics(opened, teacher)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for name, arrays in report.items():
         for array, found in arrays.items():
@@ -194,7 +192,7 @@ def export_command(
 
     npy is the layout of released features, OUT/TEACHER/STEM.npy; clips without features have no file there. hdf5 and
     safetensors hold all that the cache knows, and `uniego cache import` reads them."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     from .stages.exchange import FORMATS, export_features
 
     if form not in FORMATS:
@@ -218,7 +216,7 @@ def import_command(
     """Take exported features into the run's cache; nothing is overwritten.
 
     Features in other files, one per clip, are read by a teacher with network: precomputed."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     from .stages.exchange import import_features
 
     _print_exchanged(import_features(opened, path, teacher, any_source=any_source), as_json)
@@ -226,23 +224,4 @@ def import_command(
 
 def _print_exchanged(done: Sequence[Exchanged], as_json: bool) -> None:
     if as_json:
-        _print_json([{"teacher": entry.teacher, **entry.coverage._asdict()} for entry in done])
-
-
-def _open(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | None = None) -> Run:
-    from .pipeline.rundir import Run
-
-    opened = Run.open(run, overrides or ())
-    for key in teachers or ():
-        if key not in opened.config.teachers:
-            pool = list(opened.config.teachers)
-            raise UsageError(f"no teacher {key!r}{did_you_mean(key, pool)}; the pool has {', '.join(pool)}")
-    return opened
-
-
-def _print_json(report: Any) -> None:
-    typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+        print_json([{"teacher": entry.teacher, **entry.coverage._asdict(), "zeros": entry.zeros} for entry in done])

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +15,12 @@ from .errors import EXIT_FAILURE, UsageError
 if TYPE_CHECKING:
     from .pipeline.clips import Clip, ClipTable
     from .pipeline.config import DataConfig, RunConfig
+    from .pipeline.rundir import Run
 
 LISTED = 5
 """Missing files that a message spells out."""
 
+RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as seed=1; may be repeated."),
@@ -32,6 +34,23 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of the names, or nothing."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def open_run(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | None = None) -> Run:
+    """The run in a folder. Raises `UsageError` for a teacher that its pool does not have."""
+    from .pipeline.rundir import Run
+
+    opened = Run.open(run, overrides or ())
+    for key in teachers or ():
+        if key not in opened.config.teachers:
+            pool = list(opened.config.teachers)
+            raise UsageError(f"no teacher {key!r}{did_you_mean(key, pool)}; the pool has {', '.join(pool)}")
+    return opened
+
+
+def print_json(report: Any) -> None:
+    """Print it on standard output."""
+    typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
 
 
 @app.callback()
@@ -54,7 +73,7 @@ def check(
     read = read_clip_table(table, root=root)
     missing = missing_files(read)
     if as_json:
-        typer.echo(json.dumps(_report(read, missing), indent=2, ensure_ascii=False))
+        print_json(_report(read, missing))
     else:
         for line in _describe(read):
             typer.echo(line)

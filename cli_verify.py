@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_data import JsonOption, SetOption
+from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
 from .errors import EXIT_FAILURE, EXIT_INTEGRITY, UsageError
+from .pipeline.progress import size_text
 
 if TYPE_CHECKING:
     from .cache.gc import Garbage
     from .stages.verify import Report
 
-RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
 RunsOption = Annotated[
     list[Path] | None,
     typer.Option("-r", "--run", metavar="DIR", help="A run that uses the cache; name every one of them."),
@@ -41,14 +41,16 @@ def verify(
     """Check that stored features are what was computed.
 
     By default ledgers and sizes. Exit code 4 names bad shards; the next extract-teachers redoes exactly these."""
-    from .pipeline.rundir import Run
+    opened = open_run(run, overrides, teacher)
+    from .stages.cache_report import shards_to_do
     from .stages.verify import verify as stage
 
-    report = stage(Run.open(run, overrides or ()), teacher, full=full, recompute=recompute, mark=mark)
+    report = stage(opened, teacher, full=full, recompute=recompute, mark=mark)
+    left = {name: shards for name, shards in shards_to_do(opened).items() if name in report.stores}
     if as_json:
-        typer.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        print_json({**report.as_json(), "to_do": left})
     else:
-        for line in _report_lines(report):
+        for line in _report_lines(report, left):
             typer.echo(line)
     if report.problems:
         raise typer.Exit(EXIT_INTEGRITY)
@@ -56,19 +58,22 @@ def verify(
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _report_lines(report: Report) -> list[str]:
+def _report_lines(report: Report, left: Mapping[str, int]) -> list[str]:
     lines = [f"bad: {problem}" for problem in report.problems]
     for key, clips in report.recomputed.items():
         lines.append(f"{key}: {clips} clips computed again, {report.equal[key]} with the same bytes")
     for key, reasons in report.unread.items():
         lines.append(f"{key}: {len(reasons)} clips could not be compared: {reasons[0]}{'; …' * (len(reasons) > 1)}")
     bad = len(report.problems)
-    shards = sum(report.stores.values())
-    checked = f"{len(report.stores)} stores, {shards} shards in {report.cache}"
-    if not bad:
-        return [*lines, f"all good: {checked}"]
-    again = "; run extract-teachers (for a proxy-… store train-proxies) to redo what is marked"
-    return [*lines, f"{bad} bad: {checked}{again}"]
+    checked = f"{len(report.stores)} stores, {sum(report.stores.values())} shards in {report.cache}"
+    lines.append(f"{bad} bad: {checked}" if bad else f"all good: {checked}")
+    if left:
+        shards = ", ".join(f"{number} of {name}" for name, number in left.items())
+        lines.append(
+            f"shards that are still to be done, marked ones included: {shards}; run extract-teachers (for a proxy-… "
+            "store train-proxies)"
+        )
+    return lines
 
 
 def gc(
@@ -90,7 +95,7 @@ def gc(
     if yes:
         collect(garbage)
     if as_json:
-        typer.echo(json.dumps(_garbage_json(garbage, yes), indent=2, ensure_ascii=False))
+        print_json(_garbage_json(garbage, yes))
     else:
         for line in _garbage_lines(garbage, yes):
             typer.echo(line)
@@ -111,14 +116,14 @@ def _garbage_json(garbage: Garbage, removed: bool) -> dict[str, object]:
 
 
 def _garbage_lines(garbage: Garbage, removed: bool) -> list[str]:
-    lines = [f"store {name}: {size / 1e6:.1f} MB" for name, size in garbage.stores.items()]
+    lines = [f"store {name}: {size_text(size)}" for name, size in garbage.stores.items()]
     for store, shards in garbage.shards.items():
         names = ", ".join(map(str, [*shards][:8])) + (", …" if len(shards) > 8 else "")
-        lines.append(f"shards of dropped clips in {store}: {names} ({sum(shards.values()) / 1e6:.1f} MB)")
-    lines += [f"left over: {path} ({size} bytes)" for path, size in garbage.partials.items()]
+        lines.append(f"shards of dropped clips in {store}: {names} ({size_text(sum(shards.values()))})")
+    lines += [f"left over: {path} ({size_text(size)})" for path, size in garbage.partials.items()]
     if garbage.masked:
         lines.append(f"kept: {garbage.masked} rows of dropped clips, in shards with clips that are still wanted")
     if removed:
-        return [*lines, f"{garbage.bytes / 1e6:.1f} MB removed from {garbage.root}"]
+        return [*lines, f"{size_text(garbage.bytes)} removed from {garbage.root}"]
     end = "; --yes removes it" if garbage.bytes else ""
-    return [*lines, f"{garbage.bytes / 1e6:.1f} MB to remove from {garbage.root}{end}"]
+    return [*lines, f"{size_text(garbage.bytes)} to remove from {garbage.root}{end}"]

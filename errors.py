@@ -62,14 +62,16 @@ class IntegrityError(UniegoError):
 
 
 class FingerprintMismatch(UniegoError):
-    """Stored results were made under other settings; `fields` maps a field to (stored, wanted)."""
+    """Stored results were made under other settings, or as `how` says; `fields` maps a field to (stored, wanted)."""
 
     exit_code = EXIT_FINGERPRINT
 
-    def __init__(self, what: str, fields: Mapping[str, tuple[Any, Any]], advice: str) -> None:
+    def __init__(
+        self, what: str, fields: Mapping[str, tuple[Any, Any]], advice: str, how: str = "was made under other settings"
+    ) -> None:
         self.fields = dict(fields)
         lines = [f"  {name}: stored {old!r}, wanted {new!r}" for name, (old, new) in self.fields.items()]
-        super().__init__("\n".join([f"{what} was made under other settings:", *lines, advice]))
+        super().__init__("\n".join([f"{what} {how}:", *lines, advice]))
 
 
 class Stopped(UniegoError):

@@ -7,9 +7,11 @@ the median of `runs`. What is compared:
 
 * write: this cache writes with checksums and fsync, whole shards; the others as they are used, without either: one
   .npy a clip, HDF5 with one clip a chunk, zarr with one clip a chunk and its default codecs.
-* load: all clips into one array [N, 8, 1024] in memory; this cache verifies its checksums.
-* rows: batches of 64 random clips. This cache reads them from the training view, the array that was loaded once;
-  the others from their files, clip by clip, as data loaders do.
+* load: all clips into one array [N, 8, 1024] in memory; this cache verifies its checksums. The methods called view
+  are what training does, `load_targets`: the mean of each clip's steps as float32 [N, 1024], of clips in the order of
+  the store and shuffled; still megabytes of stored features a second.
+* rows: batches of 64 random clips. This cache reads them from all features loaded into one array; the others from
+  their files, clip by clip, as data loaders do.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import numpy.typing as npt
 import torch
 import zarr
 from uniego.cache import ArraySpec, ClipIndex, FeatureStore, RowKey, RowStatus
+from uniego.stages.targets import load_targets
 
 SHAPE = (8, 1024)
 BATCH = 64
@@ -58,6 +61,13 @@ class Cache:
     def reader(self, folder: Path) -> Callable[[npt.NDArray[np.int64]], Any]:
         view = torch.from_numpy(self.load(folder))
         return lambda rows: view[torch.from_numpy(rows)]
+
+
+def load_view(folder: Path, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The training view of these rows of this package's store, float32 [N, 1024]."""
+    store = FeatureStore.open(folder / "store", ClipIndex.open(folder))
+    values: npt.NDArray[np.float32] = load_targets(store, rows, SHAPE[0]).values.numpy()
+    return values
 
 
 class Npy:
@@ -138,6 +148,11 @@ def measure(root: Path, clips: int, runs: int, seed: int) -> list[dict[str, obje
             if not np.array_equal(loaded, features):
                 raise SystemExit(f"{name} does not read what was written")
             del loaded
+        means, shuffled = features.mean(axis=1, dtype=np.float32), rng.permutation(clips)
+        for name, wanted in (("view sorted", np.arange(clips)), ("view shuffled", shuffled)):
+            view = timed("load", name, megabytes, lambda wanted=wanted: load_view(root / "uniego", wanted))
+            if not np.allclose(view, means[wanted], atol=1e-6):
+                raise SystemExit(f"{name} is not the mean of what was written")
         batches = [rng.integers(0, clips, BATCH) for _ in range(20)]
         for name in order:
             read = METHODS[name].reader(root / name)
@@ -183,7 +198,7 @@ def main() -> None:
         rows = measure(Path(folder), arguments.clips, arguments.runs, arguments.seed)
     for row in rows:
         row |= {"date": date, "machine": machine(), "load_before": load, "seed": arguments.seed}
-        print(f"{row['task']:6} {row['method']:8} {row['median']:>10} {row['unit']:8} x{row['uniego_is_times']}")
+        print(f"{row['task']:6} {row['method']:13} {row['median']:>10} {row['unit']:8} x{row['uniego_is_times']}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

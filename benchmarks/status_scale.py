@@ -2,7 +2,8 @@
 
     python benchmarks/status_scale.py --clips 10000 100000 1000000
 
-Each size is a run of nine teachers, a clip table, the record of its files, an index and nine finished stores. `status`
+Each size is a run of nine teachers, a clip table, the record of its files, an index and nine finished stores; once
+without proxies, once with nine that are begun. `status`
 runs in a process of its own, so its time holds the start of the program; the first run finds cold records of this
 program (not a cold page cache), the median is of the later ones. `cpu_s` is the processor time of the fastest run, that
 a busy machine disturbs less. Resident memory is the kernel's peak of the process.
@@ -30,8 +31,9 @@ from uniego.cache.ledger import Entry, Stored, entry_to_line
 from uniego.pipeline import files
 from uniego.pipeline.presets import preset
 from uniego.pipeline.rundir import Run
-from uniego.stages.rows import record_rows
-from uniego.stages.targets import row_keys
+from uniego.stages.rows import record_rows, run_rows
+from uniego.stages.targets import open_index, open_teacher, row_keys
+from uniego.stages.train_proxies import proxy_fingerprint
 
 SPEC = ArraySpec((8, 1024), "float16", ("time", "feature"))
 RUNS = 3
@@ -58,6 +60,15 @@ def make_run(folder: Path, clips: int) -> None:
         store = FeatureStore.create(run.cache_root / key, index, {"features": SPEC}, {"of": key}, {})
         run.record_extraction(key, store.fingerprint)
         _fill(store)
+
+
+def begin_proxies(run: Run) -> None:
+    """Begin a proxy of every teacher, as a training that was stopped at once."""
+    index = open_index(run)
+    rows = run_rows(run, index)
+    for key in run.config.teachers:
+        with run.proxy_folder(key).work(proxy_fingerprint(run, key, open_teacher(run, index, key), rows)):
+            pass
 
 
 def _fill(store: FeatureStore) -> None:
@@ -88,6 +99,23 @@ def measure(run: Run) -> tuple[float, float, float]:
     return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+def _row(run: Run, clips: int, proxies: int) -> dict[str, object]:
+    first, *later = [measure(run) for _ in range(1 + RUNS)]
+    return {
+        "clips": clips,
+        "teachers": len(run.config.teachers),
+        "proxies_begun": proxies,
+        "shards": ClipIndex.open(run.cache_root).num_shards,
+        "first_s": round(first[0], 2),
+        "median_s": round(statistics.median(taken[0] for taken in later), 2),
+        "cpu_s": round(min(taken[1] for taken in later), 2),
+        "peak_mb": round(max(taken[2] for taken in (first, *later))),
+        "load": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory of `uniego status` over large caches.")
     parser.add_argument("--clips", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
@@ -104,22 +132,12 @@ def main() -> None:
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                     pool.submit(make_run, folder, clips).result()
             run = Run.open(folder / "run")
-            first, *later = [measure(run) for _ in range(1 + RUNS)]
-            row = {
-                "clips": clips,
-                "teachers": len(run.config.teachers),
-                "shards": ClipIndex.open(run.cache_root).num_shards,
-                "first_s": round(first[0], 2),
-                "median_s": round(statistics.median(taken[0] for taken in later), 2),
-                "cpu_s": round(min(taken[1] for taken in later), 2),
-                "peak_mb": round(max(taken[2] for taken in (first, *later))),
-                "load": round(os.getloadavg()[0], 1),
-                "cores": os.cpu_count(),
-                "machine": platform.machine(),
-                "date": date,
-            }
-            rows.append(row)
-            print(row, flush=True)
+            for proxies in (0, len(run.config.teachers)):
+                if proxies:
+                    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                        pool.submit(begin_proxies, run).result()
+                rows.append(_row(run, clips, proxies) | {"date": date})
+                print(rows[-1], flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

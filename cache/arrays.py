@@ -69,6 +69,7 @@ def chunk_name(spec: ArraySpec, shard: int) -> str:
 
 
 def fill_value(spec: ArraySpec) -> float | int:
+    """What rows hold that were not written: NaN, and 0 (PENDING) in the status."""
     return 0 if spec.dtype == "uint8" else float("nan")
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -103,11 +103,9 @@ class Package(ABC):
                 out[name][mine] = values[positions[mine] - block * size]
         return out
 
-    @property
-    def _cached(self) -> Any:
-        if "_reader" not in self.__dict__:
-            self.__dict__["_reader"] = lru_cache(maxsize=4)(self.read_values)
-        return self.__dict__["_reader"]
+    @cached_property
+    def _cached(self) -> Callable[[int], dict[str, npt.NDArray[Any]]]:
+        return lru_cache(maxsize=4)(self.read_values)
 
 
 class Destination:
@@ -161,7 +159,10 @@ def sync_tree(path: Path) -> None:
 
 
 def export_store(writer: Writer, store: FeatureStore, rows: npt.NDArray[np.int64]) -> None:
-    """Write rows of a store (of clips, each once), a shard's worth in memory at a time. Raises IntegrityError."""
+    """Write rows of a store (of clips, each once), a shard's worth in memory at a time. Raises IntegrityError.
+
+    Others may write to the store meanwhile: what is exported of a shard is what was written there at one moment.
+    """
     rows = np.sort(rows)
     size = store.index.rows_per_shard
     header = Header(store.path.name, len(rows), size, store.fingerprint, store.attributes, store.arrays)
@@ -170,16 +171,29 @@ def export_store(writer: Writer, store: FeatureStore, rows: npt.NDArray[np.int64
 
 def _block(store: FeatureStore, rows: npt.NDArray[np.int64]) -> Block:
     size = store.index.rows_per_shard
-    keys: list[RowKey] = []
-    failures: list[Failure] = []
-    for shard in np.unique(rows // size).tolist():
-        names, entry = store.index.keys(shard), store.entry(shard)
-        mine = [names[row - shard * size] for row in rows[rows // size == shard].tolist()]
-        keys += mine
-        ids = {key.clip_id for key in mine}
-        failures += [failure for failure in (entry.failures if entry else ()) if failure.clip_id in ids]
-    values = {name: store.read(rows, name)[0] for name in store.arrays}
-    return Block(keys, values, store.status(rows), failures)
+    parts = [_shard_block(store, shard, rows[rows // size == shard]) for shard in np.unique(rows // size).tolist()]
+    return Block(
+        [key for part in parts for key in part.keys],
+        {name: np.concatenate([part.values[name] for part in parts]) for name in store.arrays},
+        np.concatenate([part.status for part in parts]),
+        [failure for part in parts for failure in part.failures],
+    )
+
+
+def _shard_block(store: FeatureStore, shard: int, rows: npt.NDArray[np.int64]) -> Block:
+    """Rows of one shard as they were written together; read again if it was written meanwhile."""
+    start, names = shard * store.index.rows_per_shard, store.index.keys(shard)
+    keys = [names[row - start] for row in rows.tolist()]
+    while True:
+        entry = store.entry(shard)
+        values = {name: store.read(rows, name)[0] for name in store.arrays}
+        if store.entry(shard) == entry:
+            break
+    if entry is None:
+        return Block(keys, values, np.full(len(rows), RowStatus.PENDING, np.uint8), [])
+    ids = {key.clip_id for key in keys}
+    failures = [failure for failure in entry.failures if failure.clip_id in ids]
+    return Block(keys, values, entry.statuses()[rows - start], failures)
 
 
 class Contents(NamedTuple):

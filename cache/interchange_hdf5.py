@@ -18,12 +18,13 @@ from .interchange import Block, Header, Package, Writer, rows_of_block
 from .ledger import Failure, RowStatus
 
 _HEADER, _HASHES = "uniego", "hashes"
-_TEXTS = ("clip_id", "identity", "reason", "message")
+_KEYS, _REASONS = ("clip_id", "identity"), ("reason", "message")
 
 
 class Hdf5Writer(Writer):
     """`<store>/<array>` [N, …], chunked by blocks and checksummed (fletcher32); `clip_id`, `identity`, `status`,
-    `reason`, `message` [N] beside them."""
+    `reason`, `message` [N] beside them. Reasons and messages are ASCII, escaped as inside the quotes of JSON: they
+    quote what libraries and file names say, and HDF5 holds neither NUL nor what is no Unicode text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -36,7 +37,7 @@ class Hdf5Writer(Writer):
         for name, spec in header.arrays.items():
             _create(group, name, (header.rows, *spec.shape), spec.dtype, header.rows_per_block)
         _create(group, "status", (header.rows,), "uint8", header.rows_per_block)
-        for name in _TEXTS:
+        for name in (*_KEYS, *_REASONS):
             group.create_dataset(name, (header.rows,), h5py.string_dtype())
         hashes, start = [], 0
         for block in blocks:
@@ -45,10 +46,11 @@ class Hdf5Writer(Writer):
                 group[name][start:stop] = values
             reasons = {failure.clip_id: failure for failure in block.failures}
             failures = [reasons.get(key.clip_id, Failure("", "", "")) for key in block.keys]
-            texts = [[*key, failure.reason, failure.message] for key, failure in zip(block.keys, failures, strict=True)]
             group["status"][start:stop] = block.status
-            for name, column in zip(_TEXTS, zip(*texts, strict=True), strict=True):
-                group[name][start:stop] = column
+            for name in _KEYS:
+                group[name][start:stop] = [getattr(key, name) for key in block.keys]
+            for name in _REASONS:
+                group[name][start:stop] = [json.dumps(getattr(failure, name))[1:-1] for failure in failures]
             hashes.append(block.hash())
             start = stop
         group.create_dataset(_HASHES, data=np.array(hashes, "S32"))
@@ -82,7 +84,10 @@ class Hdf5Package(Package):
         for number in range(self.header.blocks):
             piece = slice(number * size, min((number + 1) * size, self.header.rows))
             try:
-                ids, identities, reasons, messages = (self._group[name].asstr()[piece].tolist() for name in _TEXTS)
+                ids, identities = (self._group[name].asstr()[piece].tolist() for name in _KEYS)
+                reasons, messages = (
+                    [json.loads(f'"{text}"') for text in self._group[name].asstr()[piece]] for name in _REASONS
+                )
                 status, stored = self._group["status"][piece], self._group[_HASHES][number].decode()
             except (OSError, KeyError, ValueError) as error:
                 raise IntegrityError(f"{self._where}: clips of block {number} cannot be read: {error}") from error
@@ -103,7 +108,9 @@ class Hdf5Package(Package):
 
 
 def open_hdf5(path: Path) -> list[Package]:
-    """The stores of an exported file; none of a file that was made elsewhere. Raises IntegrityError."""
+    """The stores of an exported file; none of a file that was made elsewhere, HDF5 or not. Raises IntegrityError."""
+    if not h5py.is_hdf5(path):
+        return []
     try:
         file = h5py.File(path, "r")
     except OSError as error:

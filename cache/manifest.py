@@ -71,6 +71,7 @@ class Manifest(NamedTuple):
         return manifest
 
     def write(self, store: Path) -> None:
+        """Write manifest.json, durably. Raises OSError."""
         arrays = {name: spec._asdict() for name, spec in self.arrays.items()}
         files.write_json(store / MANIFEST, {**self._asdict(), "arrays": arrays, "schema_version": SCHEMA_VERSION})
 

@@ -33,6 +33,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def size_text(size: float) -> str:
+    """Bytes as "12 bytes", "3.4 kB", "5.6 MB" or "7.8 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= 0.99995 * factor:  # what would be rounded to 1000.0 of the smaller unit is 1.0 of this one
+            return f"{size / factor:.1f} {unit}"
+    return count(round(size), "byte")
+
+
 def console() -> Console:
     """The console for messages; plain when standard error is not a terminal or NO_COLOR is set."""
     return Console(stderr=True, soft_wrap=True, highlight=False)

@@ -293,6 +293,7 @@ class TaskFolder:
         with (self.path / "lock").open("ab") as handle:
             if not _lock_soon(handle):
                 raise UniegoError(f"another process is working on {self.title} ({self.path}); wait for it or stop it")
+            began: dict[str, Any] = {"fingerprint": wanted}
             record = self.record  # under the lock: another process may have finished meanwhile
             if overwrite or record is None:
                 self._clear()  # without a record, what is left is of an --overwrite that was cut short
@@ -301,14 +302,33 @@ class TaskFolder:
                 if record["state"] == "done" and not incomplete:
                     yield False
                     return
-            self._write({"state": "started", "fingerprint": wanted})
+                began["content"] = record.get("content", {})
+            self._write({"state": "started", **began})
             try:
                 yield True
             except (Stopped, KeyboardInterrupt):
                 raise
             except Exception as error:
-                self._write({"state": "failed", "fingerprint": wanted, "message": f"{error}"})
+                self._write({**(self.record or began), "state": "failed", "message": f"{error}"})
                 raise
+
+    def bind(self, what: str, content: str) -> None:
+        """Tie the work inside `work` to the content of what it reads: a hash, kept in the record under the name `what`.
+
+        Raises `FingerprintMismatch` when what was begun, and is continued now, read other content.
+        """
+        record = self.record
+        if record is None:
+            raise UniegoError(f"{self.title}: bound to {what} before it was begun")
+        known = record.get("content", {})
+        if known.get(what, content) != content:
+            raise FingerprintMismatch(
+                f"{self.title} in {self.path}",
+                {what: (known[what], content)},
+                f"{what} changed since the training began: restore them, or begin anew with --overwrite",
+                how="was begun with other values",
+            )
+        self._write({**record, "content": {**known, what: content}})
 
     def _refuse_other_settings(self, fingerprint: Mapping[str, Any]) -> None:
         different = self.differences(fingerprint)
@@ -328,7 +348,7 @@ class TaskFolder:
         record = self.record
         if record is None:
             raise UniegoError(f"{self.title}: finished before it was begun")
-        self._write({"state": "done", "fingerprint": record["fingerprint"], "results": results})
+        self._write({**record, "state": "done", "results": results})
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self.record != record:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cache import ClipIndex, FeatureStore
 from ..cache.coverage import Coverage, count_rows, failed_rows
+from ..cache.info import describe
 from ..cache.stats import statistics
-from ..errors import MissingInputError
+from ..errors import IntegrityError, MissingInputError
 from ..pipeline.clips import SPLITS, Split
 from ..pipeline.rundir import Run
 from .rows import RunRows, run_rows
-from .targets import open_index, teacher_path
+from .targets import find_index, find_store, open_index
 
 
 class Cell(NamedTuple):
@@ -40,9 +41,9 @@ def coverage(run: Run, teachers: Sequence[str] | None = None, splits: Sequence[S
 
     Reads ledgers only. Before extraction has begun all clips are pending. Raises `IntegrityError` for a damaged cache.
     """
-    index = _index(run)
+    index = find_index(run)
     found = run_rows(run, index)
-    stores = {key: _store(run, index, key) for key in run.choose(teachers)}
+    stores = {key: find_store(run, index, key) for key in run.choose(teachers)}
     return [
         Cell(split, key, count_rows(store, found.split(split)))
         for split in _named(found, splits)
@@ -54,14 +55,43 @@ def failed_clips(
     run: Run, teachers: Sequence[str] | None = None, splits: Sequence[Split] | None = None
 ) -> Iterator[FailedClip]:
     """Every failed clip, in the order of splits, teachers and rows; one shard in memory at a time."""
-    index = _index(run)
+    index = find_index(run)
     found = run_rows(run, index)
     for split in _named(found, splits):
         for key in run.choose(teachers):
-            store = _store(run, index, key)
+            store = find_store(run, index, key)
             if store is not None:
                 for _, failure in failed_rows(store, found.split(split)):
                     yield FailedClip(split, failure.clip_id, key, failure.reason, failure.message)
+
+
+def cache_info(run: Run) -> dict[str, Any]:
+    """`cache.info.describe` of the run's cache. Raises `MissingInputError` naming the command that makes one."""
+    open_index(run)
+    return describe(run.cache_root)
+
+
+def shards_to_do(run: Run) -> dict[str, int]:
+    """{store: shards} of the run's teachers and proxies in which clips of the run are pending, marked ones included.
+
+    Stores that are not there, or cannot be opened, are left out.
+    """
+    index = find_index(run)
+    if index is None:
+        return {}
+    found, wanted = run_rows(run, index), {}
+    for key in run.config.teachers:
+        wanted[key] = found.rows
+        proxy = run.proxy_folder(key)
+        if proxy.done:
+            wanted[str(proxy.results["outputs"])] = found.train
+    left: dict[str, int] = {}
+    for name, rows in wanted.items():
+        with suppress(IntegrityError):
+            store = find_store(run, index, name)
+            pending = store.pending(rows) if store is not None else []
+            left |= {name: len(pending)} if pending else {}
+    return left
 
 
 def cache_statistics(run: Run, teachers: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -75,24 +105,10 @@ def cache_statistics(run: Run, teachers: Sequence[str] | None = None) -> dict[st
     for key in run.choose(teachers):
         proxy = run.proxy_folder(key)
         names += [key, *([str(proxy.results["outputs"])] if proxy.done else [])]
-    stores = {name: store for name in names if (store := _store(run, index, name)) is not None}
+    stores = {name: store for name in names if (store := find_store(run, index, name)) is not None}
     if not stores:
         raise MissingInputError(f"no features in {run.cache_root}: run `{run.command('extract-teachers')}` first")
     return {name: {array: statistics(store, array, rows) for array in store.arrays} for name, store in stores.items()}
-
-
-def _index(run: Run) -> ClipIndex | None:
-    return ClipIndex.open(run.cache_root) if ClipIndex.exists(run.cache_root) else None
-
-
-def _store(run: Run, index: ClipIndex | None, name: str) -> FeatureStore | None:
-    """A store, None where there is none (or its making was cut short)."""
-    if index is None:
-        return None
-    try:
-        return FeatureStore.open(teacher_path(run, name), index)
-    except MissingInputError:
-        return None
 
 
 def _named(found: RunRows, splits: Sequence[Split] | None) -> list[Split]:

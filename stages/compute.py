@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..cache import FeatureStore
+from ..cache.manifest import MANIFEST, Manifest
 from ..errors import ConfigError, FingerprintMismatch, fingerprint_difference
 from ..pipeline import files
 from ..pipeline.config import ComputeConfig, RunConfig
-from ..pipeline.progress import warn
+from ..pipeline.progress import count, say, warn
 
 
 def resolve_device(config: ComputeConfig) -> torch.device:
@@ -40,17 +42,33 @@ def prepare(config: ComputeConfig) -> torch.device:
     return device
 
 
-def made_with(config: RunConfig, device: torch.device) -> dict[str, Any]:
+def take_threads(config: ComputeConfig, device: torch.device, stores: Sequence[Path]) -> None:
+    """On a CPU without `compute.threads`: as many threads as these stores' first shards were computed with.
+
+    Nodes with other numbers of cores give the same bytes then. Stores that are not there, or disagree, decide nothing.
+    """
+    if config.threads is not None or device.type != "cpu":
+        return
+    attributes = [Manifest.read(path).attributes for path in stores if (path / MANIFEST).exists()]
+    found = {made.get("made_with", {}).get("compute", {}).get("threads") for made in attributes} - {None}
+    if len(found) == 1 and found != {torch.get_num_threads()}:
+        (threads,) = found
+        torch.set_num_threads(threads)
+        say(f"{count(threads, 'thread')} as for the first shards, so that further ones are the same (compute.threads)")
+
+
+def made_with(config: RunConfig, device: torch.device, batch: int | None = None) -> dict[str, Any]:
     """What features are computed with, JSON-able: "libraries" (versions) and "compute" (device, threads, batch).
 
-    Where all of it is the same, the same clips give the same bytes; otherwise they differ by rounding.
+    Where all of it is the same, the same clips give the same bytes; otherwise they differ by rounding. `batch`: clips
+    that go through the network together (None: `extract.batch_clips`).
     """
     libraries = {name: version(name) for name in ("av", "numpy", "pillow", "torch", "transformers")}
     name = f"cpu {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         name, libraries["cuda"] = torch.cuda.get_device_name(device), str(torch.version.cuda)
     threads = torch.get_num_threads()
-    compute = {"device": name, "threads": threads, "batch_clips": config.extract.batch_clips}
+    compute = {"device": name, "threads": threads, "batch_clips": batch or config.extract.batch_clips}
     return {"libraries": libraries, "compute": compute}
 
 
@@ -59,19 +77,32 @@ def maker(circumstances: Mapping[str, Any]) -> str:
     return files.hash_bytes(json.dumps(circumstances, sort_keys=True).encode())[:16]
 
 
-def compare_libraries(stores: Sequence[FeatureStore], made: Mapping[str, Any], *, strict: bool) -> None:
-    """Warn where further shards would be computed with other libraries than a store's first; refuse when `strict`."""
+def compare_makers(stores: Sequence[FeatureStore], made: Mapping[str, Any], *, strict: bool) -> None:
+    """Warn where further shards would be computed otherwise than a store's first; refuse when `strict`.
+
+    Compared are libraries, device, batch, and on a CPU threads: see `made_with`.
+    """
     for store in stores:
-        first = store.attributes.get("made_with", {}).get("libraries", {})
-        different = fingerprint_difference(first, made["libraries"]) if first else {}
+        different = _differences(store.attributes.get("made_with", {}), made)
         if different and strict:
             advice = (
-                "Install those versions, or leave --strict away: the features of further shards differ by rounding."
+                "Install those versions, set compute.threads and extract.batch_clips as they were, or leave --strict "
+                "away: the features of further shards differ by rounding."
             )
             raise FingerprintMismatch(f"what is in {store.path}", different, advice)
         if different:
             changes = ", ".join(f"{name} {old} then, {new} now" for name, (old, new) in different.items())
             warn(
-                f"{store.path.name}: the first shards were made with other libraries ({changes}); further ones may "
-                "differ by rounding. `uniego verify --recompute 8` compares, --strict refuses"
+                f"{store.path.name}: the first shards were made with other libraries or otherwise ({changes}); further "
+                "ones may differ by rounding. `uniego verify --recompute 8` compares, --strict refuses"
             )
+
+
+def _differences(first: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    different: dict[str, tuple[Any, Any]] = {}
+    for part in ("libraries", "compute"):
+        if first.get(part):
+            different |= fingerprint_difference(first[part], made[part])
+    if not made["compute"]["device"].startswith("cpu"):
+        different.pop("threads", None)
+    return different

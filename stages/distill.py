@@ -30,9 +30,10 @@ from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
+from .rows import RunRows, run_rows
 from .spd import SPDLoss, slots, spd_loss
 from .supervised import Supervised, VideoTask
-from .targets import Bank, open_index, open_teacher, pool, row_keys, training_bank, warn_of_random
+from .targets import Bank, by_id, open_index, open_teacher, pool, row_keys, training_bank, warn_of_random
 from .train_proxies import has_outputs, proxy_fingerprint
 from .training import (
     fresh_model,
@@ -43,7 +44,7 @@ from .training import (
     train_to_folder,
     trained,
 )
-from .view import take
+from .view import content_hash, take
 
 __all__ = ["SPDConfig", "SPDLoss", "distill", "spd_loss"]
 
@@ -58,15 +59,16 @@ def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
     """
     prepare(run.config.compute)
     proxies = pool(run, strict=strict)
-    _check_proxies(run, proxies)
+    rows = run_rows(run, open_index(run))
+    _check_proxies(run, proxies, rows)
     warn_of_random(run, proxies)
     with StopFlag() as flag:
-        _merge(run, proxies, flag, overwrite)
-        _train_student(run, proxies, flag, overwrite)
+        _merge(run, proxies, rows, flag, overwrite)
+        _train_student(run, proxies, rows, flag, overwrite)
     say(f"next: {run.command('evaluate')}")
 
 
-def _check_proxies(run: Run, proxies: list[str]) -> None:
+def _check_proxies(run: Run, proxies: list[str], rows: RunRows) -> None:
     """Refuse proxies that are missing, made under other settings, or without their outputs."""
     index = open_index(run)
     left = [key for key in proxies if not run.proxy_folder(key).done]
@@ -77,36 +79,37 @@ def _check_proxies(run: Run, proxies: list[str]) -> None:
         )
     for key in proxies:
         folder = run.proxy_folder(key)
-        different = folder.differences(proxy_fingerprint(run, key, open_teacher(run, index, key)))
+        different = folder.differences(proxy_fingerprint(run, key, open_teacher(run, index, key), rows))
         if different:
             advice = f"Restore those settings, or run `uniego train-proxies --teacher {key} --overwrite` first."
             raise FingerprintMismatch(f"{folder.title} in {folder.path}", different, advice)
-        if not has_outputs(run, index, key):
+        if not has_outputs(run, index, key, rows):
             raise MissingInputError(
                 f"outputs of proxy {key} are not all in the cache: run `uniego train-proxies` first"
             )
 
 
-def merge_fingerprint(run: Run, proxies: list[str]) -> dict[str, Any]:
+def merge_fingerprint(run: Run, proxies: list[str], rows: RunRows) -> dict[str, Any]:
     """What the merge depends on."""
     portions = run.config.distill.train
     batch = {"global_batch": portions.global_batch, "micro_batch": portions.micro_batch}
-    return training_fingerprint(run, run.config.merge, {"proxies": _proxy_hashes(run, proxies), **batch})
+    return training_fingerprint(run, run.config.merge, {"proxies": _proxy_hashes(run, proxies), **batch}, rows)
 
 
-def student_fingerprint(run: Run, proxies: list[str]) -> dict[str, Any]:
+def student_fingerprint(run: Run, proxies: list[str], rows: RunRows) -> dict[str, Any]:
     """What the student depends on."""
     outputs = {key: run.proxy_folder(key).results["outputs"] for key in proxies}
-    return training_fingerprint(run, run.config.distill, {"merge": merge_fingerprint(run, proxies), "outputs": outputs})
+    inputs = {"merge": merge_fingerprint(run, proxies, rows), "outputs": outputs}
+    return training_fingerprint(run, run.config.distill, inputs, rows)
 
 
 def _proxy_hashes(run: Run, proxies: list[str]) -> dict[str, str]:
     return {key: run.proxy_folder(key).results["weights"] for key in proxies}
 
 
-def _merge(run: Run, proxies: list[str], flag: StopFlag, overwrite: bool) -> None:
+def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
     folder = run.merge_folder
-    with folder.work(merge_fingerprint(run, proxies), overwrite=overwrite) as needed:
+    with folder.work(merge_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
         if not needed:
             say("merge: finished before, nothing to do")
             return
@@ -179,9 +182,9 @@ class StudentTask(VideoTask):
         return torch.tensor([row.tolist() for row in drawn], device=self.base.device), None
 
 
-def _train_student(run: Run, proxies: list[str], flag: StopFlag, overwrite: bool) -> None:
+def _train_student(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
     folder = run.student_folder
-    with folder.work(student_fingerprint(run, proxies), overwrite=overwrite) as needed:
+    with folder.work(student_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
         if not needed:
             say("student: finished before, nothing to do")
             return
@@ -197,7 +200,9 @@ def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
     index = open_index(run)
     names = [run.proxy_folder(key).results["outputs"] for key in proxies]
     stores = [FeatureStore.open(run.cache_root / name, index) for name in names]
-    bank = training_bank(run, run.student_folder.path, stores, index.rows(row_keys(run, clips)))
+    folder = run.student_folder
+    bank = training_bank(run, folder.path, stores, index.rows(row_keys(run, clips)))
+    folder.bind("outputs of the proxies", content_hash(bank._asdict(), by_id(clips)))
     say(f"student: outputs of {len(proxies)} proxies for {int(bank.present.any(1).sum())} of {len(clips)} train clips")
     model = fresh_model(run, {PROJECTION: run.config.student.width})
     _take_merged(model, load_file(run.merge_folder.path / "merged.safetensors"))
@@ -206,7 +211,7 @@ def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
     task = StudentTask(config.distill.train, config.distill.spd(views), base, bank)
     plan = make_plan(run, config.distill.train, clips)
     stream = make_batches(run, config.distill.train, clips)
-    train_to_folder(run, run.student_folder.path, task, model, plan, stream, flag)
+    train_to_folder(run, folder.path, task, model, plan, stream, flag)
 
 
 def _take_merged(model: TimeSformer, merged: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus, fits
@@ -19,10 +20,11 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
 from .batches import SINGLE, Batch, ClipReader, load
-from .compute import compare_libraries, made_with, maker
+from .compute import compare_makers, made_with, maker
 from .loop import autocast
 from .targets import row_keys
 
+_BATCH = 8  # clips
 _REASON_NON_FINITE = "non_finite"
 
 
@@ -35,12 +37,11 @@ def outputs_name(run: Run, teacher: str, weights: str) -> str:
     return f"proxy-{teacher}-{identity[:16]}"
 
 
-def outputs_complete(run: Run, index: ClipIndex, name: str) -> bool:
-    """Whether the store of that name holds all train clips."""
+def outputs_complete(run: Run, index: ClipIndex, name: str, rows: npt.NDArray[np.int64]) -> bool:
+    """Whether the store of that name holds all train clips; `rows` are theirs."""
     path = run.cache_root / name
     if not path.exists():
         return False
-    rows = index.rows(row_keys(run, run.table().split("train")))
     return not FeatureStore.open(path, index).pending(rows)
 
 
@@ -69,7 +70,7 @@ def export_outputs(
         "logits": ArraySpec((geometry["num_classes"],), "float32", ("class",), "raw class scores"),
     }
     name = outputs_name(run, teacher, weights)
-    made = made_with(run.config, model.cls_token.device)
+    made = made_with(run.config, model.cls_token.device, _BATCH)
     attributes = {
         "teacher": teacher,
         "made_by": "proxy",
@@ -79,7 +80,7 @@ def export_outputs(
     }
     fingerprint = _fingerprint(run, weights)
     store = FeatureStore.create(run.cache_root / name, index, arrays, fingerprint, attributes, maker=maker(made))
-    compare_libraries([store], made, strict=False)
+    compare_makers([store], made, strict=False)
     clips = run.table().split("train")
     by_row = dict(zip(index.rows(row_keys(run, clips)).tolist(), range(len(clips)), strict=True))
     pending = store.pending(np.array(sorted(by_row), dtype=np.int64))
@@ -111,8 +112,9 @@ class _Export:
         self.device = model.cls_token.device
 
     def write(self, store: FeatureStore, work: dict[int, list[int]], meter: Meter, flag: StopFlag) -> None:
-        size = 8
-        portions = [(shard, rows[at : at + size]) for shard, rows in work.items() for at in range(0, len(rows), size)]
+        portions = [
+            (shard, rows[at : at + _BATCH]) for shard, rows in work.items() for at in range(0, len(rows), _BATCH)
+        ]
         order = [[(-1, self.by_row[row]) for row in rows] for _, rows in portions]
         compute = self.run.config.compute
         pin = self.device.type == "cuda"

@@ -26,11 +26,11 @@ from ..models.teachers import PrecomputedTeacher, Teacher, TeacherConfig, build_
 from ..models.teachers.config import PRECOMPUTED
 from ..pipeline import files
 from ..pipeline.clips import Clip, missing_files
-from ..pipeline.progress import Meter, count, say, warn
+from ..pipeline.progress import Meter, count, say, size_text, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
-from .compute import compare_libraries, made_with, maker, prepare
+from .compute import compare_makers, made_with, maker, prepare, take_threads
 from .rows import record_rows
 from .shard_size import measured_rows
 from .shard_work import ShardWork
@@ -45,8 +45,8 @@ def extract_teachers(
 
     Continues where it stopped: finished shards are not computed again, and a finished stage changes no byte.
     A clip that cannot be read is recorded as failed, with the reason, and the work goes on; with `strict`, files
-    that do not exist are refused before anything is computed, and so are libraries of other versions than those that
-    the first shards were made with. Raises `WeightsError` naming every teacher that is not ready,
+    that do not exist are refused before anything is computed, and so are other libraries, threads or batches than
+    those that the first shards were made with. Raises `WeightsError` naming every teacher that is not ready,
     `FingerprintMismatch` for features made under other settings, `CoverageError` when fewer clips than
     `extract.min_coverage` have features at the end, `Stopped` between two shards when asked to stop.
     """
@@ -64,6 +64,7 @@ def extract_teachers(
         run.record_sources()
         index = _plan_rows(run, list(built.values()), device, flag)
         record_rows(run, index)
+        take_threads(run.config.compute, device, [] if overwrite else [teacher_path(run, key) for key in keys])
         made = made_with(run.config, device)
         stores = {key: _open_store(run, index, teacher, made, overwrite) for key, teacher in built.items()}
         for key, store in stores.items():
@@ -71,7 +72,7 @@ def extract_teachers(
         plan = _Plan.of(run, index, stores)
         if plan.pending:
             unfinished = {key for keys in plan.pending.values() for key in keys}
-            compare_libraries([stores[key] for key in stores if key in unfinished], made, strict=strict)
+            compare_makers([stores[key] for key in stores if key in unfinished], made, strict=strict)
             plan.announce(run, stores)
             for teacher in built.values():
                 teacher.to(device)
@@ -117,7 +118,7 @@ class _Plan:
         say(
             f"extract-teachers: {clips} of {len(self.clips)} clips in {count(len(self.pending), 'shard')} of at most "
             f"{self.index.rows_per_shard}, {count(len(teachers), 'teacher')} ({', '.join(teachers)}); "
-            f"{self.bytes(stores) / 1e6:.1f} MB into {run.cache_root} ({free / 1e9:.0f} GB free)"
+            f"{size_text(self.bytes(stores))} into {run.cache_root} ({free / 1e9:.0f} GB free)"
         )
 
     def bytes(self, stores: dict[str, FeatureStore]) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -14,6 +14,9 @@ from ..models.teachers import parse_source
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.rundir import Run
+
+if TYPE_CHECKING:
+    from .rows import RunRows
 
 
 def clips_hash(clips: Sequence[Clip]) -> str:
@@ -50,16 +53,20 @@ def settings_of(section: BaseModel) -> dict[str, Any]:
     return settings
 
 
-def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def training_fingerprint(
+    run: Run, section: BaseModel, inputs: Mapping[str, Any], rows: RunRows | None = None
+) -> dict[str, Any]:
     """Settings that decide about trained weights, and `inputs`: what the training reads besides the clips.
 
-    How often checkpoints are written and how many workers decode are not among them.
+    How often checkpoints are written and how many workers decode are not among them. With `rows`, the run's, the
+    table is not read.
     """
     config = run.config
+    train_clips = clips_hash(run.table().split("train")) if rows is None else rows.train_clips
     return {
         "seed": config.seed,
-        "train_clips": clips_hash(run.table().split("train")),
-        "num_classes": run.table().num_classes,
+        "train_clips": train_clips,
+        "num_classes": run.table().num_classes if rows is None else rows.classes,
         "student": config.student.model_dump(),
         "init": init_hash(run, config.student.init),
         "sampling": config.sampling.model_dump(),

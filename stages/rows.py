@@ -18,15 +18,23 @@ from ..cache import ClipIndex
 from ..pipeline import files
 from ..pipeline.clips import SPLITS, Split
 from ..pipeline.rundir import Run
+from .fingerprints import clips_hash
 from .targets import row_keys
 
 
 class RunRows(NamedTuple):
-    """The clips in the table's order: their rows int64 [N] (-1: none), their splits uint8 [N], places in `SPLITS`."""
+    """The clips in the table's order: their rows int64 [N] (-1: none), their splits uint8 [N], places in `SPLITS`.
+
+    Of the train clips also what fingerprints of trainings say: `train`, their rows in the order of their ids;
+    `train_clips`, their `clips_hash`; `train_identities`, a hash of their ids and identities, "" before extraction.
+    """
 
     rows: npt.NDArray[np.int64]
     splits: npt.NDArray[np.uint8]
     classes: int
+    train: npt.NDArray[np.int64]
+    train_clips: str
+    train_identities: str
 
     def split(self, name: Split) -> npt.NDArray[np.int64]:
         """Rows of one split."""
@@ -50,7 +58,14 @@ def run_rows(run: Run, index: ClipIndex | None) -> RunRows:
     places = {name: place for place, name in enumerate(SPLITS)}
     rows = np.full(len(table.clips), -1, np.int64) if index is None else index.rows(row_keys(run, table.clips))
     splits = np.fromiter((places[clip.split] for clip in table.clips), np.uint8, len(table.clips))
-    return RunRows(rows, splits, table.num_classes)
+    train = sorted(
+        ((row, clip) for row, clip in zip(rows.tolist(), table.clips, strict=True) if clip.split == "train"),
+        key=lambda pair: pair[1].clip_id,
+    )
+    clips = [clip for _, clip in train]
+    identities = "" if index is None else files.hash_bytes(json.dumps(row_keys(run, clips)).encode())
+    ordered = np.array([row for row, _ in train], np.int64)
+    return RunRows(rows, splits, table.num_classes, ordered, clips_hash(clips), identities)
 
 
 def record_rows(run: Run, index: ClipIndex) -> None:
@@ -58,7 +73,7 @@ def record_rows(run: Run, index: ClipIndex) -> None:
     if _recorded(run, index) is not None:
         return
     found, out = run_rows(run, index), io.BytesIO()
-    np.savez(out, key=np.array(_key(run, index)), classes=np.array(found.classes), rows=found.rows, splits=found.splits)
+    np.savez(out, key=np.array(_key(run, index)), **found._asdict())
     files.write_bytes(run.root / "extract" / "rows.npz", out.getvalue())
 
 
@@ -66,7 +81,8 @@ def _recorded(run: Run, index: ClipIndex) -> RunRows | None:
     try:
         with np.load(run.root / "extract" / "rows.npz", allow_pickle=False) as stored:
             if str(stored["key"]) == _key(run, index):
-                return RunRows(stored["rows"], stored["splits"], int(stored["classes"]))
+                found = {name: stored[name] for name in RunRows._fields}
+                return RunRows(**{name: value if value.ndim else value.item() for name, value in found.items()})
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         pass  # a record that cannot be read is no record
     return None

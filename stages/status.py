@@ -10,15 +10,14 @@ import numpy.typing as npt
 from rich.table import Table
 
 from ..cache import ClipIndex, FeatureStore, RowStatus
-from ..errors import MissingInputError
 from ..models.teachers import teacher_view
 from ..pipeline.clips import SPLITS
 from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
 from .lessons import TRAINABLE, lesson_of
-from .rows import run_rows
-from .targets import stale_settings, teacher_path
+from .rows import RunRows, run_rows
+from .targets import find_index, find_store, stale_settings
 from .train_proxies import has_outputs, proxy_fingerprint
 
 State = str
@@ -31,13 +30,13 @@ def status(run: Run) -> dict[str, Any]:
 
     Every entry has a "state"; extraction's also the counts done, failed, absent and pending of the run's clips.
     """
-    index = _index(run)
+    index = find_index(run)
     rows = run_rows(run, index)
-    stores = {key: _store(run, index, key) for key in run.config.teachers}
+    stores = {key: find_store(run, index, key) for key in run.config.teachers}
     states = {key: store.status(rows.rows) for key, store in stores.items() if store is not None}
     extraction = {key: _extraction(run, key, stores[key], states.get(key), len(rows.rows)) for key in stores}
     proxies = {
-        key: _proxy(run, index, key, stores[key]) if entry["state"] != "no input" else {"state": "left out"}
+        key: _proxy(run, index, key, stores[key], rows) if entry["state"] != "no input" else {"state": "left out"}
         for key, entry in extraction.items()
     }
     train = rows.splits == SPLITS.index("train")
@@ -50,7 +49,7 @@ def status(run: Run) -> dict[str, Any]:
             "train-teacher": _trainings(run),
             "extract-teachers": extraction,
             "train-proxies": proxies,
-            "distill": _distill(run, able, proxies),
+            "distill": _distill(run, able, proxies, rows),
             "evaluate": _evaluations(run),
         },
     }
@@ -69,23 +68,6 @@ def _trainings(run: Run) -> dict[str, Any]:
             entries[key] = _task(folder, lesson_of(run, key).fingerprint())
             entries[key] |= folder.results if folder.done else {}
     return entries
-
-
-def _index(run: Run) -> ClipIndex | None:
-    try:
-        return ClipIndex.open(run.cache_root)
-    except MissingInputError:
-        return None
-
-
-def _store(run: Run, index: ClipIndex | None, key: str) -> FeatureStore | None:
-    """A teacher's features; None where there are none (or their making was cut short)."""
-    if index is None:
-        return None
-    try:
-        return FeatureStore.open(teacher_path(run, key), index)
-    except MissingInputError:
-        return None
 
 
 def _extraction(
@@ -112,19 +94,19 @@ def _extraction_state(running: bool, stale: bool, counts: Mapping[str, int]) -> 
     return "done"
 
 
-def _proxy(run: Run, index: ClipIndex | None, key: str, store: FeatureStore | None) -> dict[str, Any]:
+def _proxy(run: Run, index: ClipIndex | None, key: str, store: FeatureStore | None, rows: RunRows) -> dict[str, Any]:
     folder = run.proxy_folder(key)
     if folder.record is None:
         return {"state": "pending"}
     if index is None or store is None:
         return {"state": "stale", "why": "its teacher's features are gone"}
-    entry = _task(folder, proxy_fingerprint(run, key, store))
-    if entry["state"] == "done" and not has_outputs(run, index, key):
+    entry = _task(folder, proxy_fingerprint(run, key, store, rows))
+    if entry["state"] == "done" and not has_outputs(run, index, key, rows):
         return {"state": "partial", "why": "its outputs are not all in the cache"}
     return entry
 
 
-def _distill(run: Run, able: list[str], proxies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _distill(run: Run, able: list[str], proxies: Mapping[str, Mapping[str, Any]], rows: RunRows) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     parts = {
         "merge": (run.merge_folder, merge_fingerprint),
@@ -136,7 +118,7 @@ def _distill(run: Run, able: list[str], proxies: Mapping[str, Mapping[str, Any]]
         elif any(proxies[key]["state"] != "done" for key in able):
             entries[name] = {"state": "stale", "why": "its proxies are not done or stale"}
         else:
-            entries[name] = _task(folder, fingerprint(run, able))
+            entries[name] = _task(folder, fingerprint(run, able, rows))
     return entries
 
 

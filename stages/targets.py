@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,10 @@ from ..pipeline.progress import warn
 from ..pipeline.rundir import Run
 from .view import open_view
 
-_BLOCK = 4096  # clips whose features are in memory at once
+if TYPE_CHECKING:
+    from .rows import RunRows
+
+_BLOCK_BYTES = 8 << 20  # of features that are in memory at once, or a whole shard: what a processor's cache may hold
 
 
 class Targets(NamedTuple):
@@ -47,12 +50,33 @@ def row_keys(run: Run, clips: Sequence[Clip]) -> list[RowKey]:
     return [RowKey(clip.clip_id, run.identity(clip)) for clip in clips]
 
 
+def by_id(clips: Sequence[Clip]) -> list[int]:
+    """Positions of the clips in the order of their ids, whatever order the table has them in."""
+    return sorted(range(len(clips)), key=lambda place: clips[place].clip_id)
+
+
 def open_index(run: Run) -> ClipIndex:
     """The cache's rows. Raises `MissingInputError` naming the command that makes them."""
     try:
         return ClipIndex.open(run.cache_root)
     except FileNotFoundError as error:
-        raise MissingInputError(f"no feature cache in {run.cache_root}: run `uniego extract-teachers` first") from error
+        command = run.command("extract-teachers")
+        raise MissingInputError(f"no feature cache in {run.cache_root}: run `{command}` first") from error
+
+
+def find_index(run: Run) -> ClipIndex | None:
+    """The cache's rows, None before anything was extracted. Raises `IntegrityError`."""
+    return ClipIndex.open(run.cache_root) if ClipIndex.exists(run.cache_root) else None
+
+
+def find_store(run: Run, index: ClipIndex | None, name: str) -> FeatureStore | None:
+    """A store of the cache, of a teacher or of a proxy; None where there is none, or its making was cut short."""
+    if index is None:
+        return None
+    try:
+        return FeatureStore.open(run.cache_root / name, index)
+    except MissingInputError:
+        return None
 
 
 def teacher_path(run: Run, teacher: str) -> Path:
@@ -65,7 +89,8 @@ def open_teacher(run: Run, index: ClipIndex, teacher: str) -> FeatureStore:
     path = teacher_path(run, teacher)
     if not path.exists():
         raise MissingInputError(
-            f"no features of {teacher} in {run.cache_root}: run `uniego extract-teachers --teacher {teacher}` first"
+            f"no features of {teacher} in {run.cache_root}: run "
+            f"`{run.command(f'extract-teachers --teacher {teacher}')}` first"
         )
     store = FeatureStore.open(path, index)
     different = stale_settings(run, store, teacher)
@@ -135,11 +160,9 @@ def train_status(run: Run, store: FeatureStore) -> npt.NDArray[np.uint8]:
     return store.status(store.index.rows(row_keys(run, run.table().split("train"))))
 
 
-def targets_hash(run: Run, store: FeatureStore) -> str:
-    """Hash of which train clips have a feature, and of what it was made from."""
-    keys = row_keys(run, run.table().split("train"))
-    lines = sorted(f"{key.clip_id}\t{key.identity}\t{s}" for key, s in zip(keys, train_status(run, store), strict=True))
-    return files.hash_bytes("\n".join(lines).encode())
+def targets_hash(rows: RunRows, store: FeatureStore) -> str:
+    """Hash of which train clips have a feature, and of what it was made from. `rows`: the run's."""
+    return files.hash_bytes(rows.train_identities.encode() + store.status(rows.train).tobytes())
 
 
 def warn_of_random(run: Run, teachers: Sequence[str]) -> None:
@@ -177,10 +200,22 @@ def _target_parts(store: FeatureStore, rows: npt.NDArray[np.int64]) -> dict[str,
 
 def _fill_targets(out: Arrays, store: FeatureStore, rows: npt.NDArray[np.int64], count: int) -> None:
     picks = target_rows(store.arrays["features"].shape[0], count)
-    for block in _blocks(rows):
-        values, there = store.load("features", rows[block], np.float32)  # [b,T,D]
-        out["values"][block] = np.where(there[:, None], values[:, picks].mean(axis=1), 0.0)
-        out["present"][block] = there
+    for block in _blocks(rows, store):
+        values, there = store.read(rows[block], "features")  # [b,T,D]
+        means = _mean(values, picks)
+        means[~there] = 0.0
+        out["values"][block], out["present"][block] = means, there
+
+
+def _mean(values: npt.NDArray[Any], picks: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """float32 [b, D], the mean of picked steps of [b, T, D]; added one by one, so that no cast copies all of them."""
+    steps = torch.from_numpy(values)
+    first, *others = picks.tolist()
+    total = steps[:, first].to(torch.float32, copy=True)
+    for pick in others:
+        total += steps[:, pick]
+    result: npt.NDArray[np.float32] = total.div_(len(picks)).numpy()
+    return result
 
 
 def load_bank(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
@@ -204,15 +239,19 @@ def _bank_parts(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> 
 
 
 def _fill_bank(out: Arrays, stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> None:
-    for block in _blocks(rows):
+    for block in _blocks(rows, stores[0]):
         for column, store in enumerate(stores):
             for name in ("tokens", "logits"):
                 values, there = store.load(name, rows[block], np.float32)
-                out[name][block, column] = np.where(there[:, None], values, 0.0)
+                values[~there] = 0.0
+                out[name][block, column] = values
             out["present"][block, column] = there
 
 
-def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Positions of the rows, block by block in the order of the shards: bounded memory."""
+def _blocks(rows: npt.NDArray[np.int64], store: FeatureStore) -> list[npt.NDArray[np.int64]]:
+    """Positions of the rows, some whole shards after the other: bounded memory, and every shard is read once."""
+    per_row = sum(Part(spec.shape, spec.dtype).bytes for spec in store.arrays.values())
+    shards = max(1, _BLOCK_BYTES // (per_row * store.index.rows_per_shard))
     order = np.argsort(rows, kind="stable")
-    return np.array_split(order, max(1, len(order) // _BLOCK))
+    blocks = rows[order] // (shards * store.index.rows_per_shard)
+    return np.split(order, np.flatnonzero(np.diff(blocks)) + 1)

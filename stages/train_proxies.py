@@ -18,8 +18,9 @@ from .encoder import WEIGHTS, read_model
 from .export import export_outputs, outputs_complete, outputs_name
 from .fingerprints import training_fingerprint
 from .proxy_task import ProxyTask, feature_loss
+from .rows import RunRows, run_rows
 from .supervised import Supervised
-from .targets import open_index, open_teacher, pool, row_keys, targets_hash, training_targets, warn_of_random
+from .targets import by_id, open_index, open_teacher, pool, row_keys, targets_hash, training_targets, warn_of_random
 from .training import (
     initial_proxy,
     make_batches,
@@ -29,6 +30,7 @@ from .training import (
     train_to_folder,
     trained,
 )
+from .view import content_hash
 
 __all__ = ["feature_loss", "train_proxies"]
 
@@ -60,9 +62,9 @@ def train_proxies(
 def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
     folder = run.proxy_folder(key)
     index = open_index(run)
-    store = open_teacher(run, index, key)
-    incomplete = folder.done and not has_outputs(run, index, key)
-    with folder.work(proxy_fingerprint(run, key, store), overwrite=overwrite, incomplete=incomplete) as needed:
+    store, rows = open_teacher(run, index, key), run_rows(run, index)
+    incomplete = folder.done and not has_outputs(run, index, key, rows)
+    with folder.work(proxy_fingerprint(run, key, store, rows), overwrite=overwrite, incomplete=incomplete) as needed:
         if not needed:
             say(f"proxy {key}: finished before, nothing to do")
             return
@@ -77,27 +79,29 @@ def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
     say(f"proxy {key}: done")
 
 
-def proxy_fingerprint(run: Run, key: str, store: FeatureStore) -> dict[str, object]:
+def proxy_fingerprint(run: Run, key: str, store: FeatureStore, rows: RunRows) -> dict[str, object]:
     """What the proxy of a teacher depends on."""
-    inputs = {"teacher": key, "features": store.fingerprint, "targets": targets_hash(run, store)}
-    return training_fingerprint(run, run.config.proxies, inputs)
+    inputs = {"teacher": key, "features": store.fingerprint, "targets": targets_hash(rows, store)}
+    return training_fingerprint(run, run.config.proxies, inputs, rows)
 
 
-def has_outputs(run: Run, index: ClipIndex, key: str) -> bool:
+def has_outputs(run: Run, index: ClipIndex, key: str, rows: RunRows) -> bool:
     """Whether the outputs of a finished proxy are those that the present settings ask for, and all in the cache."""
     results = run.proxy_folder(key).results
     name = outputs_name(run, key, results["weights"])
-    return bool(results["outputs"] == name) and outputs_complete(run, index, name)
+    return bool(results["outputs"] == name) and outputs_complete(run, index, name, rows.train)
 
 
 def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:
     config, clips = run.config, run.table().split("train")
     rows = store.index.rows(row_keys(run, clips))
-    targets = training_targets(run, run.proxy_folder(key).path, store, rows, config.student.num_frames)
+    folder = run.proxy_folder(key)
+    targets = training_targets(run, folder.path, store, rows, config.student.num_frames)
+    folder.bind(f"features of {key}", content_hash(targets._asdict(), by_id(clips)))
     say(f"proxy {key}: {int(targets.present.sum())} of {len(clips)} train clips have a target")
     model = initial_proxy(run, {key: targets.values.shape[1]})
     base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))
     task = ProxyTask(f"proxy {key}", key, config.proxies, base, targets)
     plan = make_plan(run, config.proxies.train, clips)
     stream = make_batches(run, config.proxies.train, clips)
-    train_to_folder(run, run.proxy_folder(key).path, task, model, plan, stream, flag)
+    train_to_folder(run, folder.path, task, model, plan, stream, flag)

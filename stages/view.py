@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..cache.view import Fill, Part, mapped, resident
 from ..pipeline.config import ComputeConfig
-from ..pipeline.progress import say
+from ..pipeline.progress import say, size_text
 from .batches import Batch
 from .compute import resolve_device
 
@@ -22,6 +23,7 @@ VIEW = "view"
 
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_DEVICE = 0.25
+_BLOCK = 4096  # rows that are hashed at a time
 
 
 def choose_place(size: int, config: ComputeConfig) -> tuple[Place, int]:
@@ -70,10 +72,24 @@ def open_view(
     where = {
         "device": f"on {resolve_device(config)}",
         "memory": "in memory",
-        "mapped": f"mapped from {folder / VIEW}, since the budget is {budget / 1e6:.1f} MB of memory",
+        "mapped": f"mapped from {folder / VIEW}, since the budget is {size_text(budget)} of memory",
     }
-    say(f"{title}: {size / 1e6:.1f} MB, {where[place]}")
+    say(f"{title}: {size_text(size)}, {where[place]}")
     return tensors
+
+
+def content_hash(tensors: Mapping[str, Tensor], order: Sequence[int]) -> str:
+    """Hash of the rows of named tensors [N, …] in `order`, bit for bit, wherever they live.
+
+    SHA-256, which processors have instructions for: it keeps up with reading.
+    """
+    digest, rows = hashlib.sha256(), torch.tensor(order)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        for start in range(0, len(rows), _BLOCK):
+            block = tensor[rows[start : start + _BLOCK].to(tensor.device)]
+            digest.update(block.cpu().numpy().reshape(-1).data)
+    return digest.hexdigest()
 
 
 def take(tensor: Tensor, batch: Batch) -> Tensor:

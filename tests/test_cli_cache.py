@@ -116,7 +116,7 @@ def test_coverage_before_anything_was_extracted(tmp_path: Path, data: Path) -> N
     for command in (["info"], ["stats"], ["export", tmp_path / "out", "--to", "npy"]):
         result = call("cache", *command, "-r", run)
         assert result.exit_code == 1, command
-        assert "extract" in result.stderr
+        assert f"run `uniego extract-teachers --run {run}` first" in " ".join(result.stderr.split())
 
 
 def test_reports_touch_no_source_and_change_nothing(tmp_path: Path, extracted: Path, data: Path) -> None:
@@ -289,6 +289,12 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, extracted: Path) -> None
         result = call("cache", "export", tmp_path / "out", "--to", form, "-r", run, *naming)
         assert result.exit_code == 4, result.output
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_import_of_a_file_that_is_no_export(extracted: Path, data: Path) -> None:
+    result = call("cache", "import", data / "clips.csv", "-r", extracted)
+    assert result.exit_code == 2
+    assert "is no export of `uniego cache export" in result.stderr
 
 
 def test_plain_bad_options(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

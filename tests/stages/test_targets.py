@@ -46,9 +46,9 @@ def test_rows_are_the_released_codes(rows: int, wanted: list[int]) -> None:
     assert target_rows(rows, 8).tolist() == wanted
 
 
-@pytest.mark.parametrize("block", [4096, 4])
+@pytest.mark.parametrize("block", [8 << 20, 1])
 def test_targets_in_any_order_and_in_blocks(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "_BLOCK", block)
+    monkeypatch.setattr(targets, "_BLOCK_BYTES", block)
     store = filled(tmp_path, "teacher", {"features": (STEPS, WIDTH)}, seed=1)
     order = np.random.default_rng(0).permutation(CLIPS)
     loaded = load_targets(store, order, count=8)

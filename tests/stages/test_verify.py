@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 from uniego import cli
@@ -107,7 +108,9 @@ def test_fault_09_10_11_bad_shards_are_named_and_redone(run: Run, rows_computed:
     assert result.exit_code == 4
     assert "bad: ego_dino: shard 0 has " in result.output
     assert "bad: exo_skl: shard 2 differs from what was written: " in result.output
-    assert call("verify", "--run", run.root, "--full").exit_code == 0  # what is marked is pending
+    again = call("verify", "--run", run.root, "--full")
+    assert again.exit_code == 0  # what is marked is pending
+    assert "still to be done, marked ones included: " in again.stdout
     assert call("train-proxies", "--run", run.root).exit_code == 1
     extract_teachers(run)
     assert rows_computed == [0, 8]
@@ -317,6 +320,39 @@ def test_other_libraries_warn_and_strict_refuses(run: Run, capsys: pytest.Captur
     extract_teachers(run)
     assert "torch 1.0 then" in " ".join(capsys.readouterr().err.split())
     assert chunk(run, 0).exists()
+
+
+def test_other_threads_and_batches_warn_and_strict_refuses(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    chunk(run, 0).unlink()
+    other = Run.open(run.root, ["extract.batch_clips=3", f"compute.threads={torch.get_num_threads() + 1}"])
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(FingerprintMismatch, match=r"batch_clips: stored 4, wanted 3\n  threads: stored"):
+            extract_teachers(other, strict=True)
+        extract_teachers(other)
+        assert "batch_clips 4 then, 3 now" in " ".join(capsys.readouterr().err.split())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_those_of_the_first_shards(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before, features = torch.get_num_threads(), chunks(run)
+    chunk(run, 0).unlink()
+    try:
+        torch.set_num_threads(before + 1)  # a node with more cores
+        extract_teachers(Run.open(run.root, ["compute.threads=null"]), strict=True)
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    assert "as for the first shards" in capsys.readouterr().err
+    assert chunks(run) == features
+
+
+def test_a_wrong_teacher_is_a_usage_error_before_there_is_a_cache(run: Run) -> None:
+    shutil.rmtree(run.cache_root)
+    result = call("verify", "--run", run.root, "--teacher", "ego_din")
+    assert result.exit_code == 2
+    assert "did you mean 'ego_dino'?" in result.stderr
 
 
 def test_fault_17_other_batches_and_workers_are_accepted(run: Run, rows_computed: list[int]) -> None:
