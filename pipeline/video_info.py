@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..errors import UniegoError
 
 StrPath = str | os.PathLike[str]
-Reason = Literal["missing", "unreadable", "no_video", "truncated"]
+Reason = Literal["missing", "unreadable", "no_video", "truncated", "decoder_timeout", "decoder_crash"]
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _DENIED = {errno.EACCES, errno.EPERM}
@@ -30,7 +30,8 @@ class VideoError(UniegoError):
     """A video file that cannot give the pictures asked for; the fault lies in the file, not in the machine.
 
     `reason`: missing (no such file), unreadable (no video container, not permitted, or pictures that do not decode),
-    no_video (no video stream), truncated (the file ends before the pictures asked for). `path`: the file.
+    no_video (no video stream), truncated (the file ends before the pictures asked for), decoder_timeout and
+    decoder_crash (a decoder process hung or died on it, twice). `path`: the file.
     """
 
     def __init__(self, reason: Reason, path: StrPath, message: str) -> None:
