@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UniegoError
 from .sampling import spread_indices
 from .video import VideoError, open_video, segment
 
@@ -61,7 +62,10 @@ class Decoded:
 
 
 def decode(job: DecodeJob) -> Decoded:
-    """Carry a job out. A `VideoError` is part of the result; other errors are raised as `open_video` does."""
+    """Carry a job out. A `VideoError` is part of the result, and so is what nobody foresaw of a damaged file.
+
+    Raises `UsageError` as `open_video` and `segment` do; `OSError` and `MemoryError` if the machine fails.
+    """
     shape = None
     try:
         with open_video(job.path, job.backend) as video:
@@ -73,6 +77,10 @@ def decode(job: DecodeJob) -> Decoded:
             return Decoded(shape, end - first, numbers, video.frames(numbers + first))
     except VideoError as error:
         return Decoded(shape, error=error)
+    except (UniegoError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        return Decoded(shape, error=VideoError("unreadable", job.path, f"{type(error).__name__}: {error}"))
 
 
 def union(length: int, counts: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UniegoError
 from .decode import Decoded, decode
 from .signals import ignore_in_child
 
@@ -76,7 +77,9 @@ def _shared(frames: npt.NDArray[np.uint8]) -> int:
 
 
 def _plain(error: Exception) -> Exception:
-    """The error as a built-in one that survives pickling."""
+    """The error as one that survives pickling."""
+    if isinstance(error, UniegoError):
+        return error
     if isinstance(error, MemoryError):
         return MemoryError(str(error))
     if isinstance(error, OSError) and error.errno is not None:
