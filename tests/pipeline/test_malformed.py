@@ -7,6 +7,7 @@ from: the pictures from the key frame before it on, save those that no other pic
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -48,63 +49,86 @@ class Refused(Exception):
 
 
 def strict(path: Path) -> np.ndarray:
-    """The frames asked for, uint8 [PICKS, H, W, 3], by decoding the whole file from its beginning to its end."""
-    plain, needed = _decoded(path), _decoded(path, "NONREF")
-    if None in plain.times or not plain.times:
-        raise Refused("no frames, or without times")
-    numbers = sorted(set(plain.times))
-    frames = []
-    for time_ in (numbers[n] for n in spread_indices(len(numbers), PICKS)):
-        place = plain.times.index(time_)
-        start = max((key for key in plain.keys if key <= place and plain.times[key] <= time_), default=0)
-        bad = {damage for damage in plain.bad if damage == place or damage in needed.bad}
-        if time_ not in plain.pictures or any(start <= damage <= place for damage in bad):
-            raise Refused(f"the frame at {time_}")
-        frames.append(plain.pictures[time_])
+    """The frames asked for, uint8 [PICKS, H, W, 3], by decoding from the file's beginning to the last of them.
+
+    Pictures that nobody asked for and no other refers to are left out: damage in them is nobody's. Frame i is the i-th
+    shown of the packets that no edit list hides; where their times are missing or repeat, the i-th picture that comes
+    out, and then damage counts wherever it is.
+    """
+    packets = _packets(path)
+    times = [packet.pts for packet in packets]
+    if None in times or len(set(times)) < len(times):
+        pictures = _decoded(path, len(packets), None).pictures
+        wanted = spread_indices(len(pictures), PICKS).tolist() if pictures else []
+        plain = Plain(pictures, set())
+    else:
+        shown = sorted(packet.pts for packet in packets if not packet.is_discard)
+        wanted = [shown[n] for n in spread_indices(len(shown), PICKS)] if shown else []
+        plain = _decoded(path, max(map(times.index, wanted), default=0), set(wanted))
+        keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+        for time_ in wanted:
+            place = times.index(time_)
+            start = max((key for key in keys if key <= place and times[key] <= time_), default=0)
+            if any(start <= damage <= place for damage in plain.bad):
+                raise Refused(f"the frame at {time_}")
+    if not wanted or not plain.pictures.keys() >= set(wanted):
+        raise Refused("no frames, or one that does not come out")
+    frames = [plain.pictures[time_] for time_ in wanted]
     return np.stack([np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90) % 4) for f in frames])
 
 
-class Plain(NamedTuple):
-    """Times of all packets, places of key frames, places that are damaged, and pictures by time."""
-
-    times: list[int]
-    keys: list[int]
-    bad: set[int]
-    pictures: dict[int, av.VideoFrame]
-
-
-def _decoded(path: Path, skip: str = "DEFAULT") -> Plain:
-    """All of a file, one picture after the other; `Refused` if it does not open or breaks off."""
-    plain, corrupt = Plain([], [], set(), {}), []
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             stream: Any = container.streams.best("video")
             if stream is None or stream.codec_context is None:
                 raise Refused("no video")
             stream.codec_context.thread_count = 1
-            stream.codec_context.skip_frame = skip
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                if packet.is_corrupt:
-                    raise Refused("it breaks off in the middle of a packet")
-                plain.times.append(packet.pts)
-                if packet.is_keyframe:
-                    plain.keys.append(len(plain.times) - 1)
-                try:
-                    frames = packet.decode()
-                except FFmpegError:
-                    plain.bad.add(len(plain.times) - 1)
-                    continue
-                corrupt += [frame.pts for frame in frames if frame.is_corrupt]
-                plain.pictures.update({f.pts: f for f in frames if f.pts not in plain.pictures})
-            for frame in stream.decode(None):
-                plain.pictures.setdefault(frame.pts, frame)
-                corrupt += [frame.pts] * frame.is_corrupt
-            _check_length(container, stream, max(filter(None, plain.times), default=0))
+            yield container, stream
     except (FFmpegError, MemoryError) as error:
         raise Refused(str(error)) from error
-    plain.bad.update(plain.times.index(time_) for time_ in corrupt if time_ in plain.times)
+
+
+def _packets(path: Path) -> list[Any]:
+    """All packets; `Refused` if the file breaks off."""
+    with _opened(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        if packets and packets[-1].is_corrupt:
+            raise Refused("it breaks off in the middle of a packet")
+        _check_length(container, stream, max((p.pts for p in packets if p.pts is not None), default=0))
+        return packets
+
+
+class Plain(NamedTuple):
+    """Pictures by time (or by number), and the places of packets that are damaged."""
+
+    pictures: dict[int, av.VideoFrame]
+    bad: set[int]
+
+
+def _decoded(path: Path, last: int, wanted: set[int] | None) -> Plain:
+    """One picture after the other, up to the packet at place `last`; None: all, by number, and `Refused` for damage."""
+    plain, places = Plain({}, set()), dict[int, int]()
+    with _opened(path) as (container, stream):
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        for place, packet in enumerate([*itertools.islice(packets, last + 1), None]):
+            if wanted is not None and packet is not None:
+                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                places[packet.pts] = place
+            try:
+                frames = packet.decode() if packet is not None else stream.decode(None)
+            except FFmpegError:
+                if wanted is None:
+                    raise
+                plain.bad.add(place)
+                continue
+            for frame in frames:
+                if frame.is_corrupt and wanted is None:
+                    raise Refused("a picture is corrupt")
+                if frame.is_corrupt:
+                    plain.bad.add(places.get(frame.pts, -1))
+                plain.pictures.setdefault(len(plain.pictures) if wanted is None else frame.pts, frame)
     return plain
 
 
