@@ -98,7 +98,8 @@ def check_frames(frames: Tensor) -> None:
 def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """Antialiased resize of uint8 [n, 3, H, W] to (height, width) `size`.
 
-    On a GPU through float32 and rounding, since there is no other way there; a value may differ by one.
+    On a GPU through float32, since there is no other way there: rounded once and not after each direction, values
+    differ by a level, and by more where sharp edges overshoot.
     """
     if tuple(images.shape[2:]) == size:
         return images.contiguous()
