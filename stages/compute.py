@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..cache import FeatureStore
@@ -106,3 +108,11 @@ def _differences(first: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str,
     if not made["compute"]["device"].startswith("cpu"):
         different.pop("threads", None)
     return different
+
+
+def least_cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """The smallest cosine between rows [T, D] of two features; 1 between two rows of zeros."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    same = (a == b).all(axis=-1)
+    return float(np.where(same, 1.0, (a * b).sum(axis=-1) / np.where(norms == 0, np.inf, norms)).min())

@@ -31,9 +31,10 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
 from .compute import compare_makers, made_with, maker, prepare, take_threads
+from .extraction import extract_shards
+from .precision import settle_precision
 from .rows import record_rows
 from .shard_size import measured_rows
-from .shard_work import ShardWork
 from .targets import row_keys, teacher_path
 from .train_teacher import in_force
 
@@ -62,11 +63,14 @@ def extract_teachers(
                 _check_shared(teacher, table.clips)
         flag.check()
         run.record_sources()
+        cosines = settle_precision(run, list(built.values()), device, flag, overwrite=overwrite)
         index = _plan_rows(run, list(built.values()), device, flag)
         record_rows(run, index)
         take_threads(run.config.compute, device, [] if overwrite else [teacher_path(run, key) for key in keys])
         made = made_with(run.config, device)
-        stores = {key: _open_store(run, index, teacher, made, overwrite) for key, teacher in built.items()}
+        stores = {
+            key: _open_store(run, index, teacher, made, cosines.get(key), overwrite) for key, teacher in built.items()
+        }
         for key, store in stores.items():
             run.record_extraction(key, store.fingerprint)
         plan = _Plan.of(run, index, stores)
@@ -74,10 +78,8 @@ def extract_teachers(
             unfinished = {key for keys in plan.pending.values() for key in keys}
             compare_makers([stores[key] for key in stores if key in unfinished], made, strict=strict)
             plan.announce(run, stores)
-            for teacher in built.values():
-                teacher.to(device)
             with run.extracting(list(built)):
-                _work(run, plan, built, stores, flag)
+                _work(run, plan, built, stores, device, flag)
         else:
             say(f"extract-teachers: all features of {', '.join(keys)} are there, nothing to do")
     _report(run, stores, plan.rows)
@@ -207,25 +209,32 @@ def _piece(piece: tuple[object, ...]) -> str:
     return f"{path}" + (f", {start or 0} to {end or 'its end'} s" if start is not None or end is not None else "")
 
 
-def _open_store(run: Run, index: ClipIndex, teacher: Teacher, made: Mapping[str, Any], overwrite: bool) -> FeatureStore:
+def _open_store(
+    run: Run, index: ClipIndex, teacher: Teacher, made: Mapping[str, Any], cosine: float | None, overwrite: bool
+) -> FeatureStore:
     path = teacher_path(run, teacher.key)
     if overwrite and path.exists():
         remove_store(path)
     shape = (teacher.rows, teacher.dim)
     description = "one feature per picked frame" if teacher.rows > 1 else "one feature per clip"
     arrays = {"features": ArraySpec(shape, run.config.cache.dtype, ("time", "feature"), description)}
-    attributes = {**_attributes(teacher), "made_with": made}
+    reduced = {} if cosine is None else {"precision": {"dtype": teacher.precision, "cosine_to_fp32": cosine}}
+    attributes = {**_attributes(teacher), "made_with": {**made, **reduced}}
     return FeatureStore.create(path, index, arrays, fingerprint(run, teacher), attributes, maker=maker(made))
 
 
 def fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
-    """What decides about a teacher's stored features: weights, preparation, picks, decoder, dtype."""
+    """What decides about a teacher's stored features: weights, preparation, picks, decoder, arithmetic, dtype.
+
+    fp32 goes without saying, as in caches that are older than the choice.
+    """
     decoder = backend_identity(run.config.video.backend) if teacher.reads in {"frames", "clip"} else {}
     return {
         "teacher": teacher.fingerprint(),
         "picks": "as stored" if teacher.reads == "stored" else "centres of equal parts of the clip",
         "decoder": decoder,
         "dtype": run.config.cache.dtype,
+        **({} if teacher.precision == "fp32" else {"precision": teacher.precision}),
     }
 
 
@@ -238,20 +247,17 @@ def _attributes(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _work(run: Run, plan: _Plan, teachers: dict[str, Teacher], stores: dict[str, FeatureStore], flag: StopFlag) -> None:
-    total = sum(plan.count(shard) for shard in plan.pending)
-    done = len(plan.clips) - total
-    with (
-        Meter("extract-teachers", len(plan.clips), resumed=done) as meter,
-        ShardWork(run.config, plan.clips) as work,
-    ):
-        for shard, keys in plan.pending.items():
-            results = work.run(plan.index.shard_rows(shard), [teachers[key] for key in keys], flag)
-            for key in keys:
-                stores[key].write_shard(shard, *results[key])
-            failed = sum(int((results[key][1] == RowStatus.FAILED).sum()) for key in keys)
-            meter.advance(plan.count(shard), f"{failed} features failed" if failed else "")
-            flag.check()
+def _work(
+    run: Run,
+    plan: _Plan,
+    teachers: dict[str, Teacher],
+    stores: dict[str, FeatureStore],
+    device: torch.device,
+    flag: StopFlag,
+) -> None:
+    done = len(plan.clips) - sum(plan.count(shard) for shard in plan.pending)
+    with Meter("extract-teachers", len(plan.clips), resumed=done) as meter:
+        extract_shards(run, plan.pending, plan.index, plan.clips, teachers, stores, device, flag, meter)
 
 
 def _write_failures(run: Run, failures: dict[str, list[Failure]]) -> None:
