@@ -133,12 +133,37 @@ def _crop_resized(
     columns, column_weight = _taps(width, resized[1], offset[1], size)
     if flip:
         columns, column_weight = columns.flip(1), column_weight.flip(0)
-    source = torch.from_numpy(np.ascontiguousarray(frames))  # [T, H, W, 3]
-    across = column_weight.view(1, 1, size, 1)
-    upper, lower = (_blend_columns(source.index_select(1, taps), columns, across) for taps in rows)
-    blended = torch.lerp(upper, lower, row_weight.view(1, size, 1, 1))  # [T, size, size, 3], 0..255
+    blended = _blend(frames, (rows, row_weight), (columns, column_weight))  # [T, size, size, 3], 0..255
     blended.mul_(1 / (255 * std)).sub_(mean / std)
     return blended.permute(3, 0, 1, 2).contiguous()
+
+
+def shrink(frames: Frames, short_side: int) -> Frames:
+    """Frames uint8 [T, H, W, 3] resized, as training resizes, to a short side of `short_side`; smaller ones stay.
+
+    Levels are rounded, the long side too (down for a training view), so that the picture keeps its shape.
+    """
+    _, height, width, _ = frames.shape
+    short = min(height, width)
+    if short <= short_side:
+        return frames
+    rows, columns = (round(side * short_side / short) for side in (height, width))
+    blended = _blend(frames, _taps(height, rows, 0, rows), _taps(width, columns, 0, columns))
+    shrunk: Frames = blended.round_().to(torch.uint8).numpy()
+    return shrunk
+
+
+def _blend(frames: Frames, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+    """The pixels at the taps of rows [2, h] and columns [2, w], blended by their weights: float32 [T, h, w, 3]."""
+    source = torch.from_numpy(np.ascontiguousarray(frames))  # [T, H, W, 3]
+    across = columns[1].view(1, 1, -1, 1)
+    used, place = torch.unique(rows[0], return_inverse=True)
+    if len(used) < 1.5 * rows[0].shape[1]:  # upper and lower taps share most lines: blend each of them once
+        lines = _blend_columns(source.index_select(1, used), columns[0], across)
+        upper, lower = (lines.index_select(1, taps) for taps in place)
+    else:
+        upper, lower = (_blend_columns(source.index_select(1, taps), columns[0], across) for taps in rows[0])
+    return torch.lerp(upper, lower, rows[1].view(1, -1, 1, 1))
 
 
 def _blend_columns(lines: Tensor, columns: Tensor, weight: Tensor) -> Tensor:

@@ -169,11 +169,17 @@ class ClipReader:
         with open_video(path, self.backend) as video:
             info = video.info
             first, end = segment(info, clip.start_s, clip.end_s)
-            picks = [self._picks(end - first, info.fps, info.has_duration, *p) + first for p in positions]
-            wanted, where = np.unique(np.concatenate(picks), return_inverse=True)
-            frames = video.frames(wanted.tolist())
-        rows = where.reshape(len(picks), self.num_frames)
+            wanted, rows = self._wanted(end - first, info.fps, info.has_duration, positions)
+            frames = video.frames((wanted + first).tolist())
         return [frames[row] for row in rows]
+
+    def _wanted(
+        self, count: int, fps: float, has_duration: bool, positions: Sequence[tuple[float, float]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Frames of a clip of `count` that the positions ask for, each once, int64 [n]; and per position its T rows."""
+        picks = [self._picks(count, fps, has_duration, *position) for position in positions]
+        wanted, where = np.unique(np.concatenate(picks), return_inverse=True)
+        return wanted, where.reshape(len(picks), self.num_frames)
 
     def _picks(self, count: int, fps: float, has_duration: bool, start: float, phase: float) -> npt.NDArray[np.int64]:
         if self.policy == "window":

@@ -14,6 +14,7 @@ from ..models.teachers import parse_source
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.rundir import Run
+from .clip_source import source_fingerprint
 
 
 def clips_hash(clips: Sequence[Clip]) -> str:
@@ -68,4 +69,5 @@ def training_fingerprint(run: Run, section: BaseModel, inputs: Mapping[str, Any]
         "precision": config.compute.precision,
         "settings": settings_of(section),
         "inputs": dict(inputs),
+        **source_fingerprint(config),
     }
