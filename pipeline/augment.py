@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
@@ -139,18 +140,19 @@ def _crop_resized(
 
 
 def shrink(frames: Frames, short_side: int) -> Frames:
-    """Frames uint8 [T, H, W, 3] resized, as training resizes, to a short side of `short_side`; smaller ones stay.
+    """Frames uint8 [T, H, W, 3] resized to a short side of `short_side`; smaller ones stay as they are.
 
-    Levels are rounded, the long side too (down for a training view), so that the picture keeps its shape.
+    Bilinear with half-pixel centres and no antialiasing as in training, but to whole levels and by torch's own resize
+    for bytes, which is within one level of that; the long side is rounded.
     """
     _, height, width, _ = frames.shape
     short = min(height, width)
     if short <= short_side:
         return frames
-    rows, columns = (round(side * short_side / short) for side in (height, width))
-    blended = _blend(frames, _taps(height, rows, 0, rows), _taps(width, columns, 0, columns))
-    shrunk: Frames = blended.round_().to(torch.uint8).numpy()
-    return shrunk
+    size = [round(side * short_side / short) for side in (height, width)]
+    planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [T, 3, H, W]
+    small: Frames = F.interpolate(planes, size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(small)
 
 
 def _blend(frames: Frames, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from ..cache import ClipStore, Failure, RowKey, RowStatus
+from ..cache import ClipStore, Failure, RowStatus
 from ..cache.clip_store import Record
 from ..errors import UniegoError, UsageError
 from ..pipeline import files
@@ -72,25 +73,25 @@ def prepare_clips(run: Run, *, verify: bool = False) -> Prepared:
         seen = look_at_videos(run, clips)
         record_videos(run, seen)
         keys = clip_keys(clips, seen)
-        made = {"decoder": backend_identity(run.config.video.backend), "codec": codec_identity()}
-        store = _open(root, keys, {"settings": store_settings(run.config), "made_with": made}, clips, encoder, flag)
+        made = {
+            "decoder": backend_identity(run.config.video.backend),
+            "resize": f"torch {torch.__version__}",
+            "codec": codec_identity(),
+        }
+        cost = None if ClipStore.exists(root) else probe(encoder, clips, flag)
+        rows_per_shard = None if cost is None else _rows_per_shard(clips, cost)
+        settings = {"settings": store_settings(run.config), "made_with": made}
+        store = ClipStore.create(root, keys, settings, rows_per_shard)
         report = Prepared(str(root), clips=len(clips))
         if verify:
             report.redone = store.redo_damaged()
             for shard, problem in report.redone.items():
                 say(f"prepare-clips: shard {shard} {problem}: it is made again")
         rows = store.index.rows(keys)
-        _Work(run, store, dict(zip(rows.tolist(), clips, strict=True)), encoder).carry_out(rows, report, flag)
+        _Work(run, store, dict(zip(rows.tolist(), clips, strict=True)), encoder, cost).carry_out(rows, report, flag)
     _finish(run, store, rows, report)
     report.seconds = round(time.monotonic() - started, 3)
     return report
-
-
-def _open(
-    root: Path, keys: list[RowKey], fingerprint: dict[str, Any], clips: list[Clip], encoder: ClipEncoder, flag: StopFlag
-) -> ClipStore:
-    rows = None if ClipStore.exists(root) else _rows_per_shard(clips, probe(encoder, clips, flag))
-    return ClipStore.create(root, keys, fingerprint, rows)
 
 
 def _rows_per_shard(clips: Sequence[Clip], cost: Cost) -> int:
@@ -106,6 +107,7 @@ class _Work:
     store: ClipStore
     clips: dict[int, Clip]
     encoder: ClipEncoder
+    cost: Cost | None  # of the clips, where it has just been measured
 
     def carry_out(self, rows: npt.NDArray[np.int64], report: Prepared, flag: StopFlag) -> None:
         """Decode the clips of all pending shards, and write each shard when its clips are there."""
@@ -139,7 +141,7 @@ class _Work:
 
     def _announce(self, shards: int, clips: list[Clip], workers: int, flag: StopFlag) -> None:
         """Say what it will take; refuse what does not fit the disk."""
-        cost = probe(self.encoder, clips, flag)
+        cost = self.cost or probe(self.encoder, clips, flag)
         size, seconds = cost.bytes(clips), cost.seconds(clips) / max(1, workers)
         free = shutil.disk_usage(self.store.root).free
         say(
