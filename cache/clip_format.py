@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+VERSION = 1
 SHARD_MAGIC = b"uniegoS1"
 CLIP_MAGIC = b"uniegoC1"
 
-_SHARD = struct.Struct("<8sII")  # magic, rows, crc of the rows' places
+_SHARD = struct.Struct("<8sI")  # magic, crc of the rows' places
 _CLIP = struct.Struct("<8sIIIIIId")  # magic, crc of the rest, images, length, height, width, has_duration, fps
 _CHECKED = 12  # bytes of a clip's header before what its crc covers
 _IMAGE = np.dtype([("frame", "<u4"), ("size", "<u4"), ("crc", "<u4")])
@@ -122,7 +123,7 @@ def pack_shard(records: Sequence[bytes]) -> bytes:
             places[row] = at, header_size(record)
         at += len(record)
     directory = places.tobytes()
-    return b"".join([_SHARD.pack(SHARD_MAGIC, len(records), zlib.crc32(directory)), directory, *records])
+    return b"".join([_SHARD.pack(SHARD_MAGIC, zlib.crc32(directory)), directory, *records])
 
 
 def directory_size(rows: int) -> int:
@@ -132,10 +133,7 @@ def directory_size(rows: int) -> int:
 
 def unpack_directory(data: bytes) -> list[Place]:
     """The places of a shard's rows. Raises DamagedError."""
-    if (
-        len(data) < _SHARD.size
-        or data[:8] != SHARD_MAGIC
-        or zlib.crc32(data[_SHARD.size :]) != _SHARD.unpack(data[: _SHARD.size])[2]
-    ):
+    rows = data[_SHARD.size :]
+    if data[: _SHARD.size] != _SHARD.pack(SHARD_MAGIC, zlib.crc32(rows)):
         raise DamagedError("the directory differs from what was written")
-    return [Place(int(start), int(header)) for start, header in np.frombuffer(data, _PLACE, offset=_SHARD.size)]
+    return [Place(int(start), int(header)) for start, header in np.frombuffer(rows, _PLACE)]

@@ -46,8 +46,12 @@ class ClipStore:
 
     def __init__(self, root: Path, index: ClipIndex) -> None:
         self.root, self.index = root, index
-        self.fingerprint = Manifest.read(root / STORE).fingerprint
-        path = root / STORE
+        path, manifest = root / STORE, Manifest.read(root / STORE)
+        if manifest.rows_per_shard != index.rows_per_shard:
+            raise IntegrityError(
+                f"{path} and the index at {root} have other numbers of rows per shard: not of one store"
+            )
+        self.fingerprint = manifest.fingerprint
         self._shards = Shards(path, Ledger(path / LEDGER_FOLDER), {_IMAGES: ArraySpec(())}, index)
         self._open: OrderedDict[int, tuple[int, list[Place]]] = OrderedDict()
 
@@ -87,8 +91,8 @@ class ClipStore:
 
     def refuse_other(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises FingerprintMismatch unless the store was made under these settings, as far as they are named."""
-        made = {name: self.fingerprint.get(name) for name in fingerprint}
-        different = fingerprint_difference(made, _manifest(0, fingerprint).fingerprint)
+        wanted = _manifest(0, fingerprint).fingerprint
+        different = fingerprint_difference({name: self.fingerprint.get(name) for name in wanted}, wanted)
         if different:
             advice = (
                 "Restore those settings, set clips.root to another folder, or remove this one; nothing was changed."
@@ -129,20 +133,18 @@ class ClipStore:
         a kill the shard is still to be done. Raises OSError, IntegrityError where what is to be kept is damaged.
         """
         self._shards.ledger.refresh()
-        rows, keys = self.index.shard_rows(shard), self.index.keys(shard)
+        rows = self.index.shard_rows(shard)
         everything = {**self._earlier(shard, [row for row in rows if row not in records]), **records}
         found = [everything.get(row) for row in rows]
         codes = np.array([_code(record) for record in found], np.uint8)
         data = clip_format.pack_shard([record.data if record else b"" for record in found])
-        failures = [record.failure for record in found if record and record.failure]
-        order = {key.clip_id: place for place, key in enumerate(keys)}
         entry = Entry(
             shard=shard,
             revision=0,
             keys=self.index.shard_hash(shard),
             arrays=((_IMAGES, Stored(files.hash_bytes(data), len(data))),),
             status=status_runs(codes),
-            failures=tuple(sorted(failures, key=lambda failure: order[failure.clip_id])),
+            failures=tuple(record.failure for record in found if record and record.failure),
         )
         self._close(shard)
         self._shards.commit("local", entry, {_IMAGES: data})
@@ -254,4 +256,6 @@ def _code(record: Record | None) -> RowStatus:
 
 
 def _manifest(rows_per_shard: int, fingerprint: Mapping[str, Any]) -> Manifest:
-    return Manifest.make(STORE, rows_per_shard, {_IMAGES: ArraySpec((), "float32")}, fingerprint, {})
+    return Manifest.make(
+        STORE, rows_per_shard, {_IMAGES: ArraySpec(())}, {"format": clip_format.VERSION, **fingerprint}, {}
+    )

@@ -137,7 +137,7 @@ class ClipReader:
         rng = clip_stream(self.seed, epoch, clip.clip_id, "augment")
         start, phase = rng.random(2)
         draw = draw_train(rng, self.flip)
-        frames = self._frames(clip, [(float(start), float(phase))])[0]
+        frames = self.frames(clip, [(float(start), float(phase))])[0]
         return train_clip(frames, draw, short_side=self.short_side, size=self.image_size, mean=self.mean, std=self.std)
 
     def test(self, clip: Clip, protocol: Protocol = SINGLE) -> Tensor:
@@ -153,7 +153,7 @@ class ClipReader:
                 mean=self.mean,
                 std=self.std,
             )
-            for frames in self._frames(clip, positions)
+            for frames in self.frames(clip, positions)
             for crop in range(protocol.crops)
         ]
         return torch.stack(looks)
@@ -161,7 +161,7 @@ class ClipReader:
     def _test_start(self, view: int, views: int) -> float:
         return sampling.test_fraction(view, views) if self.policy == "window" else sampling.fit_fraction(view, views)
 
-    def _frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
+    def frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
         """Frames uint8 [T, H, W, 3] for every (start, phase), fractions in [0, 1]; one decoding pass for all."""
         path = clip.video(self.view)
         if path is None:

@@ -47,7 +47,8 @@ def offer_clip_store(run: Run, clips: Sequence[Clip]) -> None:
     say(
         f"data: one core takes {1e3 * gain.video:.0f} ms for a training view out of a video and would take "
         f"{1e3 * gain.images:.0f} ms out of a clip store, {gain.video / gain.images:.1f} times less "
-        f"({count(gain.clips, 'clip')} tried); where data_wait in metrics.jsonl is high, `{run.command('prepare-clips')}` makes one"
+        f"({count(gain.clips, 'clip')} tried); where data_wait in metrics.jsonl is high, "
+        f"`{run.command('prepare-clips')}` makes one"
     )
 
 

@@ -109,7 +109,7 @@ class StoredClipReader(ClipReader):
         """The reader of a run for the student's network and the ego view."""
         return cast("StoredClipReader", super().from_config(config))
 
-    def _frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
+    def frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
         """Frames uint8 [T, h, w, 3] for every (start, phase), as large as they are stored. Raises `VideoError` for a
         clip that could not be stored, `IntegrityError` for a damaged one."""
         row = self.rows[clip.clip_id]
