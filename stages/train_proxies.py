@@ -49,7 +49,7 @@ def train_proxies(
     if run.config.student.init is None:
         warn("student.init is null: proxies start from random weights, which is for trying things out only")
     with StopFlag() as flag:
-        if any(not trained(run.proxy_folder(key).path) for key in chosen):
+        if overwrite or any(not trained(run.proxy_folder(key).path) for key in chosen):
             offer_clip_store(run, run.table().split("train"))
             flag.check()
         for key in chosen:
