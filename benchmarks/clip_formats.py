@@ -166,9 +166,7 @@ def main() -> None:
             few = video.info.frame_count < PICKS
         for row in [] if few else measure(path, arguments.runs, arguments.seed):
             rows.append({**row, "date": date, "machine": machine(), "load_before": load_before, "seed": arguments.seed})
-            print(
-                f"{row['video']:36} {row['format']:20} {row['kb_per_frame']:>7} kB {row['read_8_ms']:>7} ms"
-            )
+            print(f"{row['video']:36} {row['format']:20} {row['kb_per_frame']:>7} kB {row['read_8_ms']:>7} ms")
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
