@@ -3,7 +3,8 @@
     python benchmarks/clip_formats.py --media DIR
 
 Frames of a video at a short side of 320, in one file each (in the page cache), one thread. Reading ends in uint8 RGB
-[8, H, W, 3]. The candidates take turns; a row of the CSV is the median of `runs`. `psnr_db` is against the resized
+[8, H, W, 3]. The candidates take turns, in
+processor time; a row of the CSV is the median of `runs`. `psnr_db` is against the resized
 frames themselves.
 
 * jpeg_qQ_420, jpeg_qQ_444: JPEG by Pillow, with halved and with full colour resolution, out of one packed file;
@@ -127,9 +128,9 @@ def measure(path: Path, runs: int, seed: int) -> list[dict[str, object]]:
         for turn in range(runs + 1):
             picks = np.sort(rng.choice(len(frames), PICKS, replace=False))
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                begin = time.perf_counter()
+                begin = time.process_time()
                 read = np.asarray(ways[name][1](picks))
-                taken[name].append(time.perf_counter() - begin)
+                taken[name].append(time.process_time() - begin)
                 wanted_frames = frames[picks][:, : read.shape[1], : read.shape[2]].astype(np.float32)
                 loss[name] = float(np.mean((read.astype(np.float32) - wanted_frames) ** 2))
     return [

@@ -171,7 +171,7 @@ class ClipReader:
             first, end = segment(info, clip.start_s, clip.end_s)
             wanted, rows = self._wanted(end - first, info.fps, info.has_duration, positions)
             frames = video.frames((wanted + first).tolist())
-        return [frames[row] for row in rows]
+        return arranged(frames, rows)
 
     def _wanted(
         self, count: int, fps: float, has_duration: bool, positions: Sequence[tuple[float, float]]
@@ -186,6 +186,12 @@ class ClipReader:
             begin = sampling.window_start(count, fps, start, count=self.num_frames, rate=self.rate)
             return sampling.window_indices(count, fps, begin, self.num_frames, self.rate, has_duration)
         return sampling.fit_indices(count, fps, count=self.num_frames, rate=self.rate, start=start, phase=phase)
+
+
+def arranged(frames: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
+    """`frames[row]` for each of the rows; what is in order already is not copied."""
+    whole = np.arange(len(frames))
+    return [frames if np.array_equal(row, whole) else frames[row] for row in rows]
 
 
 class _Clips(Dataset[Sample | ClipFailure]):

@@ -25,7 +25,7 @@ from ..pipeline.rundir import Run
 from ..pipeline.sources import Seen, identity, measure, read_sources
 from ..pipeline.video import VideoError
 from ..pipeline.video_info import Reason
-from .batches import ClipReader
+from .batches import ClipReader, arranged
 
 
 def stored_clips(run: Run) -> list[Clip]:
@@ -125,7 +125,7 @@ class StoredClipReader(ClipReader):
             frames = decode(images, header.height, header.width)
         except ValueError as error:
             raise store.damaged(row, error) from error
-        return [frames[place] for place in places]
+        return arranged(frames, places)
 
     @cached_property
     def _store(self) -> ClipStore:
