@@ -10,17 +10,14 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_cache, cli_data, cli_pose, cli_teachers, cli_verify
+from . import __version__, cli_cache, cli_clips, cli_data, cli_pose, cli_teachers, cli_verify
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
-
-if TYPE_CHECKING:
-    pass
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -115,7 +112,16 @@ def _root(version: VersionOption = False) -> None:
     """Distil nine frozen ego-exo teachers into one encoder that needs the ego video alone."""
 
 
-STAGES = {"extract-pose", "train-teacher", "extract-teachers", "train-proxies", "distill", "evaluate", "demo"}
+STAGES = {
+    "extract-pose",
+    "train-teacher",
+    "extract-teachers",
+    "prepare-clips",
+    "train-proxies",
+    "distill",
+    "evaluate",
+    "demo",
+}
 
 
 def _stop_before_start() -> None:
@@ -188,6 +194,9 @@ def extract_teachers(
     from .stages.extract_teachers import extract_teachers as stage
 
     stage(opened, teacher, overwrite=overwrite, strict=strict)
+
+
+app.command("prepare-clips")(cli_clips.prepare_clips)
 
 
 @app.command("train-proxies")

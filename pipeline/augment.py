@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
@@ -133,12 +134,38 @@ def _crop_resized(
     columns, column_weight = _taps(width, resized[1], offset[1], size)
     if flip:
         columns, column_weight = columns.flip(1), column_weight.flip(0)
-    source = torch.from_numpy(np.ascontiguousarray(frames))  # [T, H, W, 3]
-    across = column_weight.view(1, 1, size, 1)
-    upper, lower = (_blend_columns(source.index_select(1, taps), columns, across) for taps in rows)
-    blended = torch.lerp(upper, lower, row_weight.view(1, size, 1, 1))  # [T, size, size, 3], 0..255
+    blended = _blend(frames, (rows, row_weight), (columns, column_weight))  # [T, size, size, 3], 0..255
     blended.mul_(1 / (255 * std)).sub_(mean / std)
     return blended.permute(3, 0, 1, 2).contiguous()
+
+
+def shrink(frames: Frames, short_side: int) -> Frames:
+    """Frames uint8 [T, H, W, 3] resized to a short side of `short_side`; smaller ones stay as they are.
+
+    Bilinear with half-pixel centres and no antialiasing as in training, but to whole levels and by torch's own resize
+    for bytes, which is within one level of that; the long side is rounded.
+    """
+    _, height, width, _ = frames.shape
+    short = min(height, width)
+    if short <= short_side:
+        return frames
+    size = [round(side * short_side / short) for side in (height, width)]
+    planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # [T, 3, H, W]
+    small: Frames = F.interpolate(planes, size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(small)
+
+
+def _blend(frames: Frames, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]) -> Tensor:
+    """The pixels at the taps of rows [2, h] and columns [2, w], blended by their weights: float32 [T, h, w, 3]."""
+    source = torch.from_numpy(np.ascontiguousarray(frames))  # [T, H, W, 3]
+    across = columns[1].view(1, 1, -1, 1)
+    used, place = torch.unique(rows[0], return_inverse=True)
+    if len(used) < 1.5 * rows[0].shape[1]:  # upper and lower taps share most lines: blend each of them once
+        lines = _blend_columns(source.index_select(1, used), columns[0], across)
+        upper, lower = (lines.index_select(1, taps) for taps in place)
+    else:
+        upper, lower = (_blend_columns(source.index_select(1, taps), columns[0], across) for taps in rows[0])
+    return torch.lerp(upper, lower, rows[1].view(1, -1, 1, 1))
 
 
 def _blend_columns(lines: Tensor, columns: Tensor, weight: Tensor) -> Tensor:

@@ -48,6 +48,24 @@ class VideoConfig(Section):
     """Decoder. Both pick the same frames; their pixels differ by a level or two, so it is part of the fingerprint."""
 
 
+class ClipsConfig(Section):
+    """The clip store: ego clips that `uniego prepare-clips` decodes once, for training to read instead of videos."""
+
+    source: Literal["videos", "store"] = "videos"
+    """What training, its validation and the export of proxies read; evaluation and encoders always read videos. The
+    frames drawn are the same, their pixels are not quite (docs/clip-store.md), so it is part of the fingerprint."""
+    root: str | None = None
+    """Folder of the store, relative to the run; several runs may share one. null: clip-store in the cache's folder, or
+    in the run's where the cache is in object storage."""
+    short_side: Positive = 320
+    """Short side of stored frames, pixels; smaller videos keep theirs. At least the longest that training draws."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """Quality of their JPEG images, 1 to 100."""
+    fps: Annotated[float, Field(gt=0.0)] | None = None
+    """Most frames per second that are kept; null: every frame, so that draws find exactly theirs. With fewer a draw
+    takes the nearest one kept."""
+
+
 class CacheConfig(Section):
     """Where features lie."""
 
@@ -347,6 +365,7 @@ class RunConfig(Section):
     """Every random draw is a function of (seed, epoch, clip)."""
     data: DataConfig = DataConfig()
     video: VideoConfig = VideoConfig()
+    clips: ClipsConfig = ClipsConfig()
     cache: CacheConfig = CacheConfig()
     teachers: dict[str, TeacherConfig] = Field(min_length=1)
     """The pool: every entry is a frozen teacher, and gets a proxy."""
@@ -377,5 +396,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"short sides (augment.short_side {self.augment.short_side}, evaluate.single_short_side "
                 f"{self.evaluate.single_short_side}) must be at least student.image_size ({self.student.image_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _store_fits(self) -> RunConfig:
+        drawn = max(self.augment.short_side[1], self.evaluate.single_short_side)
+        if self.clips.source == "store" and self.clips.short_side < drawn:
+            raise ValueError(
+                f"clips.short_side ({self.clips.short_side}) is below a short side that training and export look at "
+                f"({drawn}, of augment.short_side and evaluate.single_short_side)"
             )
         return self

@@ -3,6 +3,7 @@
 RUN/run.yaml, classes.json
 RUN/teachers/<teacher>/        teachers trained on the run's own clips
 RUN/cache/                    the feature store (unless cache.root names another)
+RUN/clips/                    what was seen of the ego videos when the clip store was made
 RUN/extract/                  which features the settings stand for, what was seen of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3

@@ -101,6 +101,17 @@ def spread_indices(num_frames: int, count: int) -> Indices:
     return ((2 * np.arange(count, dtype=np.int64) + 1) * num_frames) // (2 * count)
 
 
+def thinned(num_frames: int, fps: float, most: float | None) -> Indices:
+    """Frames of a clip at no more than `most` frames per second, int64 [n], in order: all of them when None.
+
+    Centres of equal parts of the clip, so that no frame is farther than half a part (fps / most / 2) from one of them.
+    """
+    _check(num_frames, fps, 1, 1)
+    if most is None or most >= fps:
+        return np.arange(num_frames, dtype=np.int64)
+    return spread_indices(num_frames, math.ceil(num_frames * most / fps))
+
+
 def _inside(picks: npt.NDArray[np.float64], num_frames: int) -> Indices:
     return np.clip(picks, 0, num_frames - 1).astype(np.int64)
 

@@ -6,8 +6,11 @@ the signals (a scheduler signals the whole process group) and end when the main 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+from multiprocessing.connection import wait
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -53,3 +56,15 @@ def ignore_in_child() -> None:
     """Make this child process leave stop signals and Ctrl-C to its parent."""
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """End this child process when its parent is gone, however that died: nobody would tell it to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), name="end-with-parent", daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(EXIT_STOPPED)

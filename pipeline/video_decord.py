@@ -10,7 +10,7 @@ all; they are refused. A reader decodes ahead while it lives: one per call, dele
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .video_info import StrPath, VideoError, VideoInfo, refuse
 from .video_source import Source, check_indices
 
 _RIGHT_CONTAINERS = ("mov,", "matroska,", "avi")
+_AT_ONCE = 64
 _NO_RECOVERY = 1e-6
 """Share of frames that decord may replace by copies of others before it raises."""
 
@@ -67,6 +68,16 @@ class DecordVideo:
         if pictures.shape[1:] != (info.height, info.width, 3):
             raise VideoError("unreadable", info.path, f"decord gives frames of {pictures.shape[1:3]}; use pyav")
         return pictures if np.array_equal(unique, wanted) else pictures[where]
+
+    def each(self, unique: npt.NDArray[np.int64], keep: Callable[[int, npt.NDArray[np.uint8]], None]) -> None:
+        """Call `keep(place, picture)` once for each of the sorted, distinct frames `unique`, a few in memory at a time.
+
+        Raises as `frames` does.
+        """
+        few = len(unique) if not self._random_access else _AT_ONCE  # one pass where every call starts at the beginning
+        for start in range(0, len(unique), max(few, 1)):
+            for place, picture in enumerate(self.frames(unique[start : start + few]), start):
+                keep(place, picture)
 
     def close(self) -> None:
         """Nothing stays open between calls."""

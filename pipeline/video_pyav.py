@@ -9,7 +9,7 @@ fails there is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,22 @@ class PyAVVideo:
         """
         wanted = check_indices(indices, self.info)
         unique, where = np.unique(wanted, return_inverse=True)
-        sink = _Sink(self.info, self._source.table, unique)
+        pictures: Pictures = np.empty((len(unique), self.info.height, self.info.width, 3), dtype=np.uint8)
+        self.each(unique, pictures.__setitem__)
+        return pictures if np.array_equal(unique, wanted) else pictures[where]
+
+    def each(self, unique: npt.NDArray[np.int64], keep: Callable[[int, Pictures], None]) -> None:
+        """Call `keep(place, picture)` for each of the sorted, distinct frames `unique`, as soon as it is decoded.
+
+        `place` is that of the frame in `unique`, the picture uint8 [H, W, 3]; they come in any order, one in memory
+        at a time. A frame comes again, and then counts, after a stretch that did not decode whole. Raises as `frames`
+        does.
+        """
+        sink = _Sink(self.info, self._source.table, check_indices(unique, self.info), keep)
         if not self._seek or not self._fast(sink):
-            sink = _Sink(self.info, self._source.table, unique)  # what a broken stretch gave may lean on damage
+            sink = _Sink(self.info, self._source.table, unique, keep)  # a broken stretch's pictures may lean on damage
             self._plain(sink)
         sink.check()
-        return sink.pictures if np.array_equal(unique, wanted) else sink.pictures[where]
 
     def close(self) -> None:
         """Release the file and the decoder."""
@@ -149,13 +159,18 @@ class PyAVVideo:
 
 
 class _Sink:
-    """Receives decoded pictures, keeps the wanted ones as upright RGB: `pictures` uint8 [n, H, W, 3]."""
+    """Receives decoded pictures and hands the wanted ones on as upright RGB: `keep(place, uint8 [H, W, 3])`."""
 
-    def __init__(self, info: VideoInfo, table: FrameTable, unique: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        info: VideoInfo,
+        table: FrameTable,
+        unique: npt.NDArray[np.int64],
+        keep: Callable[[int, Pictures], None],
+    ) -> None:
         self.runs = plan_runs(table, unique.tolist())
         self.rows = {int(table.pts[frame]): row for row, frame in enumerate(unique)}
-        self.pictures: Pictures = np.empty((len(unique), info.height, info.width, 3), dtype=np.uint8)
-        self._info, self._table, self._unique = info, table, unique
+        self._info, self._table, self._unique, self._keep = info, table, unique, keep
         self._missing = set(self.rows)
         self._reformatter = VideoReformatter()
 
@@ -199,4 +214,4 @@ class _Sink:
             raise VideoError("unreadable", info.path, "its frames are not all rotated alike")
         size = (info.width, info.height) if turns % 2 == 0 else (info.height, info.width)
         rgb = self._reformatter.reformat(picture, width=size[0], height=size[1], format="rgb24")
-        self.pictures[row] = np.rot90(rgb.to_ndarray(), turns)
+        self._keep(row, np.rot90(rgb.to_ndarray(), turns))

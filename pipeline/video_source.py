@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -38,6 +38,12 @@ class Video(Protocol):
         """Frames by number (any order, repeats allowed): uint8 [n, H, W, 3], RGB, upright.
 
         Raises `VideoError` if any of them does not decode whole, `UsageError` for a number outside the video.
+        """
+
+    def each(self, unique: npt.NDArray[np.int64], keep: Callable[[int, npt.NDArray[np.uint8]], None]) -> None:
+        """`keep(place, picture)` for each of the sorted, distinct frames `unique`, in any order, few in memory at once.
+
+        Pictures are uint8 [H, W, 3]. Raises as `frames` does; some pictures may have been handed over by then.
         """
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ class ClipReader:
         rng = clip_stream(self.seed, epoch, clip.clip_id, "augment")
         start, phase = rng.random(2)
         draw = draw_train(rng, self.flip)
-        frames = self._frames(clip, [(float(start), float(phase))])[0]
+        frames = self.frames(clip, [(float(start), float(phase))])[0]
         return train_clip(frames, draw, short_side=self.short_side, size=self.image_size, mean=self.mean, std=self.std)
 
     def test(self, clip: Clip, protocol: Protocol = SINGLE) -> Tensor:
@@ -153,7 +153,7 @@ class ClipReader:
                 mean=self.mean,
                 std=self.std,
             )
-            for frames in self._frames(clip, positions)
+            for frames in self.frames(clip, positions)
             for crop in range(protocol.crops)
         ]
         return torch.stack(looks)
@@ -161,7 +161,7 @@ class ClipReader:
     def _test_start(self, view: int, views: int) -> float:
         return sampling.test_fraction(view, views) if self.policy == "window" else sampling.fit_fraction(view, views)
 
-    def _frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
+    def frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
         """Frames uint8 [T, H, W, 3] for every (start, phase), fractions in [0, 1]; one decoding pass for all."""
         path = clip.video(self.view)
         if path is None:
@@ -169,17 +169,29 @@ class ClipReader:
         with open_video(path, self.backend) as video:
             info = video.info
             first, end = segment(info, clip.start_s, clip.end_s)
-            picks = [self._picks(end - first, info.fps, info.has_duration, *p) + first for p in positions]
-            wanted, where = np.unique(np.concatenate(picks), return_inverse=True)
-            frames = video.frames(wanted.tolist())
-        rows = where.reshape(len(picks), self.num_frames)
-        return [frames[row] for row in rows]
+            wanted, rows = self._wanted(end - first, info.fps, info.has_duration, positions)
+            frames = video.frames((wanted + first).tolist())
+        return arranged(frames, rows)
+
+    def _wanted(
+        self, count: int, fps: float, has_duration: bool, positions: Sequence[tuple[float, float]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Frames of a clip of `count` that the positions ask for, each once, int64 [n]; and per position its T rows."""
+        picks = [self._picks(count, fps, has_duration, *position) for position in positions]
+        wanted, where = np.unique(np.concatenate(picks), return_inverse=True)
+        return wanted, where.reshape(len(picks), self.num_frames)
 
     def _picks(self, count: int, fps: float, has_duration: bool, start: float, phase: float) -> npt.NDArray[np.int64]:
         if self.policy == "window":
             begin = sampling.window_start(count, fps, start, count=self.num_frames, rate=self.rate)
             return sampling.window_indices(count, fps, begin, self.num_frames, self.rate, has_duration)
         return sampling.fit_indices(count, fps, count=self.num_frames, rate=self.rate, start=start, phase=phase)
+
+
+def arranged(frames: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
+    """`frames[row]` for each of the rows; what is in order already is not copied."""
+    whole = np.arange(len(frames))
+    return [frames if np.array_equal(row, whole) else frames[row] for row in rows]
 
 
 class _Clips(Dataset[Sample | ClipFailure]):

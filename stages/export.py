@@ -19,7 +19,8 @@ from ..pipeline.progress import Meter, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import backend_identity
-from .batches import SINGLE, Batch, ClipReader, load
+from .batches import SINGLE, Batch, load
+from .clip_source import source_fingerprint, training_reader
 from .compute import compare_makers, made_with, maker
 from .loop import autocast
 from .targets import row_keys
@@ -53,6 +54,7 @@ def _fingerprint(run: Run, weights: str) -> dict[str, Any]:
         "normalisation": [run.config.augment.mean, run.config.augment.std],
         "decoder": backend_identity(run.config.video.backend),
         "precision": run.config.compute.precision,
+        **source_fingerprint(run.config),
     }
 
 
@@ -118,7 +120,7 @@ class _Export:
         order = [[(-1, self.by_row[row]) for row in rows] for _, rows in portions]
         compute = self.run.config.compute
         pin = self.device.type == "cuda"
-        reader = ClipReader.from_config(self.run.config)
+        reader = training_reader(self.run)
         stream = load(reader, self.clips, order, protocol=SINGLE, workers=compute.workers, pin_memory=pin)
         done = zip((shard for shard, _ in portions), map(self._forward, stream), strict=True)
         for shard, batches in groupby(done, key=lambda pair: pair[0]):

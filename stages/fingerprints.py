@@ -14,6 +14,7 @@ from ..models.teachers import parse_source
 from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.rundir import Run
+from .clip_source import source_fingerprint
 
 if TYPE_CHECKING:
     from .rows import RunRows
@@ -75,4 +76,5 @@ def training_fingerprint(
         "precision": config.compute.precision,
         "settings": settings_of(section),
         "inputs": dict(inputs),
+        **source_fingerprint(config),
     }

@@ -13,6 +13,7 @@ from ..pipeline import files
 from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
+from .clip_gain import offer_clip_store
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS, read_model
 from .export import export_outputs, outputs_complete, outputs_name
@@ -50,6 +51,9 @@ def train_proxies(
     if run.config.student.init is None:
         warn("student.init is null: proxies start from random weights, which is for trying things out only")
     with StopFlag() as flag:
+        if overwrite or any(not trained(run.proxy_folder(key).path) for key in chosen):
+            offer_clip_store(run, run.table().split("train"))
+            flag.check()
         for key in chosen:
             _train_one(run, key, flag, overwrite)
     left = [key for key in run.config.teachers if key not in chosen and not run.proxy_folder(key).done]

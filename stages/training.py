@@ -19,6 +19,7 @@ from ..pipeline.signals import StopFlag
 from . import batches
 from .batches import Batch, ClipReader, Protocol, Reader
 from .checkpoints import check_finite
+from .clip_source import training_reader
 from .compute import resolve_device
 from .encoder import CONFIG, write_model
 from .fingerprints import init_path
@@ -41,8 +42,9 @@ def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
 
 
 def make_batches(run: Run, config: TrainConfig, clips: Sequence[Clip], reader: Reader | None = None) -> Batches:
-    """Augmented micro-batches of `clips` from any step on, the way `reader` sees them (None: the student's)."""
-    look, compute = reader or ClipReader.from_config(run.config), run.config.compute
+    """Augmented micro-batches of `clips` from any step on, the way `reader` sees them (None: the student's,
+    from where `clips.source` says)."""
+    look, compute = reader or training_reader(run), run.config.compute
     pin = resolve_device(compute).type == "cuda"
 
     def stream(epoch: int, step: int) -> Iterator[Batch]:
@@ -72,8 +74,10 @@ def make_validator(
     if not held_out:
         return None
 
+    look = reader or training_reader(run)
+
     def validate(model: nn.Module) -> dict[str, float]:
-        metrics = recognise(run, model, held_out, batches.SINGLE, flag, reader=reader, title="validation").metrics()
+        metrics = recognise(run, model, held_out, batches.SINGLE, flag, reader=look, title="validation").metrics()
         return {"score": metrics["top1"] or 0.0, **metrics}
 
     return validate

@@ -82,7 +82,7 @@ def test_the_protocol_looks_where_the_policy_says(clips: list[Clip], policy: str
 
 
 def test_a_segment_shows_its_own_frames_only(clips: list[Clip], frame_number) -> None:  # type: ignore[no-untyped-def]
-    first, second = (reader()._frames(clip, [(0.5, 0.5)])[0] for clip in clips[10:12])
+    first, second = (reader().frames(clip, [(0.5, 0.5)])[0] for clip in clips[10:12])
     assert {frame_number(frame) < 20 for frame in first} == {True}
     assert {frame_number(frame) >= 20 for frame in second} == {True}
 

@@ -369,8 +369,8 @@ def test_the_reader_of_a_view_shows_that_view(finished: Path) -> None:
     clip = run.table().clips[0]
     assert clip.exo_path is not None
     ego, exo = (ClipReader.from_config(run.config, view) for view in ("ego", "exo"))
-    assert ego._frames(clip, [(0.5, 0.5)])[0].shape == (4, 48, 64, 3)
-    assert exo._frames(clip, [(0.5, 0.5)])[0].shape == (4, 48, 80, 3)
+    assert ego.frames(clip, [(0.5, 0.5)])[0].shape == (4, 48, 64, 3)
+    assert exo.frames(clip, [(0.5, 0.5)])[0].shape == (4, 48, 80, 3)
     with pytest.raises(UsageError, match="names no exo video"):
         exo.train(run.table().clips[3], 0)
 
