@@ -94,7 +94,7 @@ def gc(
 
 def _garbage_json(garbage: Garbage, removed: bool) -> dict[str, object]:
     return {
-        "cache": str(garbage.root),
+        "cache": garbage.place,
         "removed": removed,
         "bytes": garbage.bytes,
         "stores": garbage.stores,
@@ -115,6 +115,6 @@ def _garbage_lines(garbage: Garbage, removed: bool) -> list[str]:
     if garbage.masked:
         lines.append(f"kept: {garbage.masked} rows of dropped clips, in shards with clips that are still wanted")
     if removed:
-        return [*lines, f"{garbage.bytes / 1e6:.1f} MB removed from {garbage.root}"]
+        return [*lines, f"{garbage.bytes / 1e6:.1f} MB removed from {garbage.place}"]
     end = "; --yes removes it" if garbage.bytes else ""
-    return [*lines, f"{garbage.bytes / 1e6:.1f} MB to remove from {garbage.root}{end}"]
+    return [*lines, f"{garbage.bytes / 1e6:.1f} MB to remove from {garbage.place}{end}"]

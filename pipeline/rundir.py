@@ -78,11 +78,18 @@ class Run:
         root = self.config.cache.root
         return self._mirror if is_url(root) else self.root / root
 
+    @property
+    def cache_place(self) -> str:
+        """Where the feature store is, in words: its absolute folder, or the URL of one in object storage."""
+        root = self.config.cache.root
+        return root.rstrip("/") if is_url(root) else str(self.cache_root.resolve())
+
     @cached_property
     def _mirror(self) -> Path:
         from ..cache.remote import open_mirror
 
-        return open_mirror(self.config.cache.root, self.root / "cache-mirror")
+        url = self.cache_place  # a folder for each: --set cache.root beside a worker must not take its mirror away
+        return open_mirror(url, self.root / "cache-mirror" / files.hash_bytes(url.encode())[:8])
 
     @property
     def student_folder(self) -> TaskFolder:
