@@ -52,5 +52,5 @@ def publish_store(remote: Objects, root: Path, store: str, seen: Mapping[str, Fo
     names = [path.relative_to(root).as_posix() for path in (root / store).rglob("*.json") if path.name[0] != "."]
     for name in sorted(names, key=lambda name: -name.count("/")):
         data = (root / name).read_bytes()
-        if name not in seen or remote.get(name) != data:
+        if name not in seen or remote.find(name) != data:
             put(remote, root, name, data, seen.get(name))

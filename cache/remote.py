@@ -62,8 +62,8 @@ class RemoteLedger(Ledger):
             with files.locked(self._lock):
                 for name in self._remote.list(self._prefix):
                     path = self.folder / name.rsplit("/", 1)[-1]
-                    if not path.exists():
-                        files.write_bytes(path, self._remote.get(name))
+                    if not path.exists() and (line := self._remote.find(name)) is not None:
+                        files.write_bytes(path, line)
             self._listed = time.monotonic()
         super().refresh()
 

@@ -72,6 +72,13 @@ class Objects:
         with _told(f"{self.url}/{name}"):
             return bytes(obstore.get(self.store, name).bytes())
 
+    def find(self, name: str) -> bytes | None:
+        """Content of an object, None if there is none (any more)."""
+        try:
+            return self.get(name)
+        except FileNotFoundError:
+            return None
+
     def put(self, name: str, data: bytes) -> None:
         """Write an object, replacing an older one."""
         import obstore
@@ -94,10 +101,10 @@ class Objects:
             with _told(f"{self.url}/{name}", AlreadyExistsError, PreconditionError, NotSupportedError):
                 obstore.put(self.store, name, data, mode=mode)
         except (AlreadyExistsError, PreconditionError, FileNotFoundError):
-            return _get(self, name) == data
+            return self.find(name) == data
         except (NotSupportedError, NotImplementedError):
             if self.head(name) != seen:
-                return _get(self, name) == data
+                return self.find(name) == data
             self.put(name, data)
         return True
 
@@ -145,7 +152,7 @@ def bring(remote: Objects, folder: Path, small: Callable[[str], bool], parts: Co
         wanted = [name for name in found if not _is_copy(folder / name, found[name], marks.get(name))]
         wanted.sort(key=lambda name: -name.count("/"))  # what others refer to comes first
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for name, data in zip(wanted, pool.map(lambda name: _get(remote, name), wanted), strict=True):
+            for name, data in zip(wanted, pool.map(remote.find, wanted), strict=True):
                 if data is None:
                     del found[name]
                 else:
@@ -169,14 +176,6 @@ def _listed(remote: Objects, parts: Collection[str]) -> dict[str, Found]:
     alone = {part: remote.head(part) for part in parts}
     found = {part: entry for part, entry in alone.items() if entry is not None}
     return found | {name: entry for part in parts if part not in found for name, entry in remote.list(part).items()}
-
-
-def _get(remote: Objects, name: str) -> bytes | None:
-    """Content of a listed object; None if it was removed since."""
-    try:
-        return remote.get(name)
-    except FileNotFoundError:
-        return None
 
 
 def _is_copy(path: Path, found: Found, mark: str | None) -> bool:

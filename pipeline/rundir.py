@@ -3,6 +3,7 @@
 RUN/run.yaml, classes.json
 RUN/teachers/<teacher>/        teachers trained on the run's own clips
 RUN/cache/                    the feature store (unless cache.root names another)
+RUN/cache-mirror/<hash>/      copies of the small files of one in object storage
 RUN/extract/                  which features the settings stand for, what was seen of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
