@@ -35,7 +35,8 @@ def good(*arguments: object) -> str:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
+def bucket(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """A place that is this test's own: buckets outlive their server."""
     running = server.ThreadedMotoServer(port=0, verbose=False)
     running.start()
     endpoint = "http://{}:{}".format(*running.get_host_and_port())
@@ -44,7 +45,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="features")
-    yield "s3://features/team"
+    yield f"s3://features/{request.node.name}"
     running.stop()
 
 
