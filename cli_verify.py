@@ -103,7 +103,7 @@ def gc(
 
 def _garbage_json(garbage: Garbage, removed: bool) -> dict[str, object]:
     return {
-        "cache": str(garbage.root),
+        "cache": garbage.place,
         "removed": removed,
         "bytes": garbage.bytes,
         "stores": garbage.stores,
@@ -124,6 +124,6 @@ def _garbage_lines(garbage: Garbage, removed: bool) -> list[str]:
     if garbage.masked:
         lines.append(f"kept: {garbage.masked} rows of dropped clips, in shards with clips that are still wanted")
     if removed:
-        return [*lines, f"{size_text(garbage.bytes)} removed from {garbage.root}"]
+        return [*lines, f"{size_text(garbage.bytes)} removed from {garbage.place}"]
     end = "; --yes removes it" if garbage.bytes else ""
-    return [*lines, f"{size_text(garbage.bytes)} to remove from {garbage.root}{end}"]
+    return [*lines, f"{size_text(garbage.bytes)} to remove from {garbage.place}{end}"]

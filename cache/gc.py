@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..pipeline import files
+from ..pipeline.objects import origin
 from .index import LOCK_FILE, ClipIndex
 from .manifest import LEDGER_FOLDER, MANIFEST, ZARR_FOLDER
 from .store import FeatureStore, remove
@@ -32,6 +33,12 @@ class Garbage(NamedTuple):
     shards: dict[str, dict[int, int]]
     partials: dict[Path, int]
     masked: int
+
+    @property
+    def place(self) -> str:
+        """Where the cache is, in words: its folder, or the URL of one in object storage."""
+        remote = origin(self.root)
+        return str(self.root) if remote is None else remote.url
 
     @property
     def bytes(self) -> int:
@@ -87,5 +94,8 @@ def _folders(store: Path) -> list[Path]:
     return [store, store / LEDGER_FOLDER, store / ZARR_FOLDER, *sorted((store / ZARR_FOLDER).glob("*/"))]
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _size(store: Path) -> int:
+    remote = origin(store.parent)
+    if remote is not None:
+        return sum(found.size for found in remote.list(store.name).values())
+    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file())

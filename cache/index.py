@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from ..errors import IntegrityError, MissingInputError, UsageError
 from ..pipeline import files
+from ..pipeline.objects import Found, Objects, origin
+from .publish import bring, put, put_generation
 
 SCHEMA_VERSION = 1
 LOCK_FILE = ".lock"
@@ -68,11 +70,14 @@ class ClipIndex:
 
         `rows_per_shard` counts at creation only (default: `suggested_rows`) and is kept by all later plans. One
         planner works at a time, others wait. Raises UsageError for a clip named twice or an id with control
-        characters, IntegrityError for a damaged index.
+        characters, IntegrityError for a damaged index, UniegoError if another machine plans in object storage at
+        the same moment.
         """
         root = Path(root)
         lines = _sorted_lines(keys)
         with files.locked(root / LOCK_FILE):
+            remote = origin(root)
+            seen = bring(remote, root, _INDEX_FILE, "index") if remote else {}
             files.remove_partials(root)
             files.remove_partials(root / "index")
             if (root / _INDEX_FILE).exists():
@@ -82,7 +87,7 @@ class ClipIndex:
                 index = cls(root, rows_per_shard or suggested_rows(len(lines)), [])
             new = [line for line in lines if index._row(line) < 0]
             if new or not (root / _INDEX_FILE).exists():
-                index = index._append(new)
+                index = index._append(new, remote, seen.get(_INDEX_FILE))
             files.sync_dir(root)  # a killed planner may have renamed without it
         return index
 
@@ -141,12 +146,15 @@ class ClipIndex:
             self._shard_hashes[shard] = files.hash_bytes(self._shard_text(shard))
         return self._shard_hashes[shard]
 
-    def _append(self, lines: list[bytes]) -> ClipIndex:
+    def _append(self, lines: list[bytes], remote: Objects | None, seen: Found | None) -> ClipIndex:
+        """With a generation of these lines; in object storage first, if its index.json is still what was seen."""
         start = self.num_shards * self.rows_per_shard
         generations = list(self.generations)
         if lines:
             data = b"\n".join(lines) + b"\n"
             name = f"index/rows-{len(generations):06d}.tsv"
+            if remote:
+                name = put_generation(remote, name, data)
             files.write_bytes(self.root / name, data)
             generations.append(Generation(name, start, len(lines), files.hash_bytes(data)))
         stored: dict[str, Any] = {
@@ -154,6 +162,8 @@ class ClipIndex:
             "rows_per_shard": self.rows_per_shard,
             "generations": [generation._asdict() for generation in generations],
         }
+        if remote:
+            put(remote, self.root, _INDEX_FILE, files.to_json(stored), seen)
         files.write_json(self.root / _INDEX_FILE, stored)
         return ClipIndex(self.root, self.rows_per_shard, generations)
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
@@ -118,8 +119,7 @@ class Ledger:
 
     def refresh(self) -> None:
         """Take in the lines written since the last call, by anybody."""
-        names = sorted(name for name in _listing(self.folder) if name.endswith(".jsonl"))
-        stats = {name: (self.folder / name).stat() for name in names}
+        stats = _stats(self.folder)
         for name, (inode, read) in self._read.items():
             if name not in stats or stats[name].st_ino != inode or stats[name].st_size < read:
                 self._read, self._last = {}, {}
@@ -130,9 +130,12 @@ class Ledger:
                 self._read[name] = (stat.st_ino, read + self._take_in(name, read))
 
     def _take_in(self, name: str, start: int) -> int:
-        with (self.folder / name).open("rb") as file:
-            file.seek(start)
-            data = file.read()
+        try:
+            with (self.folder / name).open("rb") as file:
+                file.seek(start)
+                data = file.read()
+        except FileNotFoundError:  # its store was removed just now
+            return 0
         whole = data.rfind(b"\n") + 1
         at = start
         for line in data[:whole].split(b"\n")[:-1]:
@@ -217,8 +220,11 @@ def _dump(record: dict[str, Any]) -> str:
     return json.dumps(record, separators=(",", ":"), ensure_ascii=True)
 
 
-def _listing(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208
-    except FileNotFoundError:
-        return []
+def _stats(folder: Path) -> dict[str, os.stat_result]:
+    """{name: its state} of the ledger files in a folder, sorted; those that vanish meanwhile are left out."""
+    stats: dict[str, os.stat_result] = {}
+    with suppress(FileNotFoundError):
+        for name in sorted(name for name in os.listdir(folder) if name.endswith(".jsonl")):  # noqa: PTH208
+            with suppress(FileNotFoundError):
+                stats[name] = (folder / name).stat()
+    return stats

@@ -6,7 +6,6 @@ own, called by its task and a hash of the line.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,38 +14,23 @@ from typing import Any
 from zarr.storage import ObjectStore, StorePath
 
 from ..pipeline import files
-from ..pipeline.objects import STATE, Found, Objects, mirror
+from ..pipeline.objects import MIRROR_LOCK, Found, Objects, mirror
 from .arrays import ArraySpec
 from .index import LOCK_FILE, ClipIndex
 from .ledger import Entry, Ledger, entry_to_line
 from .manifest import LEDGER_FOLDER, MANIFEST, ZARR_FOLDER
+from .publish import is_chunk
 from .shards import Shards
 
-_CHUNK = re.compile(r"/c\.[0-9.]+$")
 _FRESH = 2.0  # seconds for which a listing of the ledger counts: lines of others are seen that much later
 
 
 def open_mirror(url: str, folder: Path) -> Path:
-    """A folder that stands for the cache at a URL: open and plan it as any other cache. Raises as `Objects`.
+    """A folder that stands for the cache at a URL: open and plan it as any other cache; several processes may.
 
-    One planner at a time: object storage has no locks.
+    Raises as `Objects`.
     """
-    return mirror(url, folder, lambda name: not _CHUNK.search(name))
-
-
-def publish(remote: Objects, root: Path, store: str) -> None:
-    """Bring the clip index and a store's metadata from the mirror to the storage; what others refer to goes first."""
-    skipped = (STATE, LOCK_FILE)
-    own = [path for path in root.rglob("*") if path.is_file() and path.name not in skipped]
-    names = [path.relative_to(root).as_posix() for path in own if not path.name.endswith(files.PARTIAL)]
-    index = sorted(name for name in names if name.startswith("index/"))
-    inside = [name for name in names if name.startswith(f"{store}/") and name.endswith(".json")]
-    for name in [*index, "index.json", *sorted(inside, key=lambda name: -name.count("/"))]:
-        data = (root / name).read_bytes()
-        found = remote.head(name)
-        fixed = name.startswith("index/")  # a generation never changes
-        if found is None or found.size != len(data) or (not fixed and remote.get(name) != data):
-            remote.put(name, data)
+    return mirror(url, folder, lambda name: not is_chunk(name), LOCK_FILE)
 
 
 def remove_store(remote: Objects, store: str) -> None:
@@ -61,22 +45,25 @@ class RemoteLedger(Ledger):
     def __init__(self, remote: Objects, folder: Path) -> None:
         super().__init__(folder)
         self._remote, self._prefix, self._listed = remote, f"{folder.parent.name}/{folder.name}", -_FRESH
+        self._lock = folder.parent.parent / MIRROR_LOCK
 
     def append(self, task: str, entry: Entry) -> None:
         """Write one line as one object."""
         line = entry_to_line(entry).encode() + b"\n"
         name = f"{task}-{files.hash_bytes(line)}.jsonl"
-        self._remote.put(f"{self._prefix}/{name}", line)
-        files.write_bytes(self.folder / name, line)
+        with files.locked(self._lock):
+            self._remote.put(f"{self._prefix}/{name}", line)
+            files.write_bytes(self.folder / name, line)
         self.refresh()
 
     def refresh(self) -> None:
         """Fetch the lines written since the last call, by anybody."""
         if time.monotonic() - self._listed >= _FRESH:
-            for name in self._remote.list(self._prefix):
-                path = self.folder / name.rsplit("/", 1)[-1]
-                if not path.exists():
-                    files.write_bytes(path, self._remote.get(name))
+            with files.locked(self._lock):
+                for name in self._remote.list(self._prefix):
+                    path = self.folder / name.rsplit("/", 1)[-1]
+                    if not path.exists() and (line := self._remote.find(name)) is not None:
+                        files.write_bytes(path, line)
             self._listed = time.monotonic()
         super().refresh()
 
@@ -87,7 +74,7 @@ class RemoteShards(Shards):
     def __init__(self, remote: Objects, store: Path, specs: Mapping[str, ArraySpec], index: ClipIndex) -> None:
         self._remote = remote
         self._prefix = f"{store.name}/{ZARR_FOLDER}"
-        self._found: dict[str, Found] = {n: f for n, f in remote.list(self._prefix).items() if _CHUNK.search(n)}
+        self._found: dict[str, Found] = {n: f for n, f in remote.list(self._prefix).items() if is_chunk(n)}
         super().__init__(store / ZARR_FOLDER, RemoteLedger(remote, store / LEDGER_FOLDER), specs, index)
 
     def location(self, name: str) -> Any:

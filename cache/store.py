@@ -22,8 +22,9 @@ from .arrays import STATUS, STATUS_SPEC, ArraySpec, ChunkEncoder, fits
 from .index import LOCK_FILE, ClipIndex
 from .ledger import Entry, Failure, Ledger, RowStatus, Stored, status_runs
 from .manifest import LEDGER_FOLDER, MANIFEST, ZARR_FOLDER, Manifest
+from .publish import bring, publish_store
 from .reading import gather, open_arrays
-from .remote import RemoteShards, publish, remove_store
+from .remote import RemoteShards, remove_store
 from .shards import OTHER_CLIPS, Shards
 from .writing import (
     NonFiniteError,
@@ -96,6 +97,8 @@ class FeatureStore:
         path = Path(path)
         manifest = Manifest.make(path.name, index.rows_per_shard, arrays, fingerprint, attributes)
         with files.locked(path.parent / LOCK_FILE):
+            remote = origin(index.root)
+            seen = bring(remote, index.root, path.name) if remote else {}
             made = (path / MANIFEST).exists()
             if made:
                 manifest = Manifest.read(path).check_same(manifest, path)
@@ -108,8 +111,8 @@ class FeatureStore:
             if not made:
                 manifest.write(path)
             files.sync_dir(path)  # a killed creator may have renamed without it
-            if remote := origin(index.root):
-                publish(remote, index.root, path.name)
+            if remote:
+                publish_store(remote, index.root, path.name, seen)
         store = cls(path, index, task, maker)
         store._refuse_other_clips()
         return store

@@ -95,9 +95,13 @@ def _write_once(path: Path, data: bytes) -> None:
 
 
 def write_json(path: StrPath, obj: Any) -> None:
-    """Write an object as JSON by `write_bytes`: UTF-8, sorted keys, two spaces, final newline, no NaN."""
-    text = json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    """Write `to_json` of an object by `write_bytes`."""
+    write_bytes(path, to_json(obj))
+
+
+def to_json(obj: Any) -> bytes:
+    """An object as JSON: UTF-8, sorted keys, two spaces, final newline, no NaN."""
+    return json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def append_line(path: StrPath, text: str) -> None:

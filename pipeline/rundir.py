@@ -3,6 +3,7 @@
 RUN/run.yaml, classes.json
 RUN/teachers/<teacher>/        teachers trained on the run's own clips
 RUN/cache/                    the feature store (unless cache.root names another)
+RUN/cache-mirror/<hash>/      copies of the small files of one in object storage
 RUN/clips/                    what was seen of the ego videos when the clip store was made
 RUN/extract/                  which features the settings stand for, what was seen of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
@@ -79,11 +80,18 @@ class Run:
         root = self.config.cache.root
         return self._mirror if is_url(root) else self.root / root
 
+    @property
+    def cache_place(self) -> str:
+        """Where the feature store is, in words: its absolute folder, or the URL of one in object storage."""
+        root = self.config.cache.root
+        return root.rstrip("/") if is_url(root) else str(self.cache_root.resolve())
+
     @cached_property
     def _mirror(self) -> Path:
         from ..cache.remote import open_mirror
 
-        return open_mirror(self.config.cache.root, self.root / "cache-mirror")
+        url = self.cache_place  # a folder for each: --set cache.root beside a worker must not take its mirror away
+        return open_mirror(url, self.root / "cache-mirror" / files.hash_bytes(url.encode())[:8])
 
     @property
     def student_folder(self) -> TaskFolder:

@@ -33,9 +33,9 @@ def find_garbage(runs: Sequence[Run]) -> gc.Garbage:
 def _common_root(runs: Sequence[Run]) -> Path:
     if not runs:
         raise UsageError("name every run that uses the cache with -r DIR: what none of them needs is garbage")
-    roots = sorted({run.cache_root.resolve() for run in runs})
-    if len(roots) > 1:
-        raise UsageError(f"these runs use different caches: {', '.join(map(str, roots))}; collect one at a time")
+    places = sorted({run.cache_place for run in runs})
+    if len(places) > 1:
+        raise UsageError(f"these runs use different caches: {', '.join(places)}; collect one at a time")
     return runs[0].cache_root
 
 

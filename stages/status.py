@@ -43,7 +43,7 @@ def status(run: Run) -> dict[str, Any]:
     able = [key for key, found in states.items() if (found[train] == RowStatus.DONE).any()]
     return {
         "run": str(run.root.resolve()),
-        "cache": str(run.cache_root.resolve()),
+        "cache": run.cache_place,
         "clips": {**rows.counts, "classes": rows.classes},
         "stages": {
             "train-teacher": _trainings(run),

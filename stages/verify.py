@@ -62,7 +62,7 @@ def verify(
     cache, `IntegrityError` for its index, and what building a teacher raises.
     """
     index = open_index(run)
-    report = Report(str(run.cache_root))
+    report = Report(run.cache_place)
     names = _stores(run, teachers)
     for checked in verify_cache(run.cache_root, names, full=full, mark=mark):
         report.stores[checked.store] = checked.shards

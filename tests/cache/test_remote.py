@@ -192,6 +192,20 @@ def test_what_is_not_there_is_said(tmp_path: Path, url: str, monkeypatch: pytest
     Objects(url).delete("nothing")
 
 
+def test_a_put_may_be_conditional(url: str) -> None:
+    remote = Objects(url)
+    assert remote.put_over("a", b"1", None)
+    assert not remote.put_over("a", b"2", None)
+    assert remote.put_over("a", b"1", None)  # as if its answer had been lost
+    seen = remote.head("a")
+    assert remote.put_over("a", b"3", seen)
+    assert not remote.put_over("a", b"4", seen)
+    assert remote.get("a") == b"3"
+    remote.delete("a")
+    assert not remote.put_over("a", b"5", seen)
+    assert remote.find("a") is None
+
+
 def test_the_ledger_of_a_mirror_is_an_ordinary_one(tmp_path: Path, url: str, toy: Any) -> None:
     toy.extract(open_mirror(url, tmp_path / "mirror"), IDS)
     shutil.copytree(tmp_path / "mirror" / "toy" / "ledger", tmp_path / "ledger")

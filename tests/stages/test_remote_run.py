@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ def good(*arguments: object) -> str:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
+def bucket(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """A place that is this test's own: buckets outlive their server."""
     running = server.ThreadedMotoServer(port=0, verbose=False)
     running.start()
     endpoint = "http://{}:{}".format(*running.get_host_and_port())
@@ -41,7 +45,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="features")
-    yield "s3://features/team"
+    yield f"s3://features/{request.node.name}"
     running.stop()
 
 
@@ -63,7 +67,8 @@ def test_a_run_in_object_storage(tmp_path: Path, clip_table: Path, bucket: str) 
     weights = [folder / "distill" / "student" / "model" / "model.safetensors" for folder in runs.values()]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     shutil.rmtree(runs["s3"] / "cache-mirror")
-    assert json.loads(good("verify", "-r", runs["s3"], "--full", "--json"))["problems"] == []
+    report = json.loads(good("verify", "-r", runs["s3"], "--full", "--json"))
+    assert (report["cache"], report["problems"]) == (bucket, [])
     reports = [json.loads(good("cache", "coverage", "-r", folder, "--json")) for folder in runs.values()]
     assert reports[0] == reports[1]
     reports = [json.loads(good("cache", "stats", "-r", folder, "--json")) for folder in runs.values()]
@@ -78,3 +83,56 @@ def test_a_run_in_object_storage(tmp_path: Path, clip_table: Path, bucket: str) 
     assert {name: remote.get(name) for name in remote.list() if "/c." in name} == chunks
     run = Run.open(runs["s3"])
     assert not list(run.cache_root.rglob("c.*"))
+
+
+def make_run(folder: Path, clip_table: Path, bucket: str, *settings: str) -> Path:
+    changes = [f"cache.root={bucket}", "cache.rows_per_shard=4", *settings]
+    good("init", folder, "--data", clip_table, "--preset", "tiny", *(f"--set={change}" for change in changes))
+    return folder
+
+
+def test_several_processes_of_one_run(tmp_path: Path, clip_table: Path, bucket: str) -> None:
+    """One worker a teacher, started at once, and `uniego status` over and over."""
+    folder = make_run(tmp_path / "run", clip_table, bucket)
+    command = [sys.executable, "-m", "uniego", "extract-teachers", "-r", str(folder), "--teacher"]
+    keys = [*TEACHERS, "ego_siglip"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = []
+    for key in keys:
+        with (tmp_path / key).open("wb") as log:
+            workers.append(subprocess.Popen([*command, key], env=environment, stdout=log, stderr=log))
+    looks = 0
+    try:
+        while any(worker.poll() is None for worker in workers):
+            good("status", "-r", folder)
+            looks += 1
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    said = {key: (tmp_path / key).read_text(encoding="utf-8") for key in keys}
+    assert [worker.returncode for worker in workers] == [0, 0, 0], said
+    assert looks
+    report = json.loads(good("status", "-r", folder, "--json"))
+    assert report["cache"] == bucket
+    assert [report["stages"]["extract-teachers"][key]["pending"] for key in keys] == [0, 0, 0]
+    assert json.loads(good("verify", "-r", folder, "--full", "--json"))["problems"] == []
+
+
+def test_gc_of_two_runs_of_one_cache(tmp_path: Path, clip_table: Path, bucket: str) -> None:
+    first = make_run(tmp_path / "a", clip_table, bucket)
+    lines = clip_table.read_text(encoding="utf-8").splitlines()
+    shorter = clip_table.with_name("shorter.csv")
+    shorter.write_text("\n".join([*lines[:1], *lines[1::2]]) + "\n", encoding="utf-8")
+    second = make_run(tmp_path / "b", shorter, f"{bucket}/")
+    for run, key in ((first, TEACHERS[0]), (second, TEACHERS[1])):
+        good("extract-teachers", "-r", run, "--teacher", key)
+    held = {name: found.size for name, found in Objects(bucket).list().items()}
+    both = json.loads(good("cache", "gc", "-r", first, "-r", second, "--yes", "--json"))
+    assert (both["cache"], both["bytes"]) == (bucket, 0)
+    assert {name: found.size for name, found in Objects(bucket).list().items()} == held
+    other = make_run(tmp_path / "c", clip_table, f"{bucket}/elsewhere")
+    refused = call("cache", "gc", "-r", first, "-r", other)
+    assert refused.exit_code == 2
+    assert f"{bucket}, {bucket}/elsewhere" in refused.output
+    assert f"to remove from {bucket}" in good("cache", "gc", "-r", first)
