@@ -311,7 +311,7 @@ class TaskFolder:
                 if record["state"] == "done" and not incomplete:
                     yield False
                     return
-                began["content"] = record.get("content", {})
+                began |= {"content": record["content"]} if "content" in record else {}
             self._write({"state": "started", **began})
             try:
                 yield True
