@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,13 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._whole: list[Path] = []  # known to be whole, oldest first
+        self._damaged: list[Path] = []
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def load(self) -> Checkpoint | None:
         """The newest one that is whole, see `load_newest`."""
-        found = _newest(self.folder)
-        if found is None:
-            return None
-        path, checkpoint = found
-        self._whole = [path]
+        checkpoint, self._damaged = _newest(self.folder)
         return checkpoint
 
     def save(
@@ -78,9 +74,8 @@ class Checkpoints:
 
     def _write(self, step: int, copied: Checkpoint) -> None:
         try:
-            path = _write(self.folder, step, copied)
-            self._whole = [*(other for other in self._whole if other != path), path][-KEEP:]
-            _remove_others(self.folder, self._whole)
+            _write(self.folder, step, copied, self._damaged)
+            self._damaged = []
         except BaseException as error:  # the training's own thread raises it
             self._error = error
 
@@ -97,12 +92,9 @@ def save(
     Raises `UniegoError` for tensors that are not finite numbers, `OSError` where it cannot be written.
     """
     _write(folder, step, _copy(tensors, optimizer, state))
-    _remove_others(folder, _steps(folder)[-KEEP:])
 
 
-def _copy(
-    tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> Checkpoint:
+def _copy(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Checkpoint:
     """The state as it is now; training may go on."""
     saved = optimizer.state_dict()
     moments = {
@@ -121,15 +113,21 @@ def _to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _write(folder: Path, step: int, copied: Checkpoint) -> Path:
+def _write(folder: Path, step: int, copied: Checkpoint, damaged: Sequence[Path] = ()) -> None:
+    """Write a checkpoint, and remove damaged ones and all but the last two."""
     final = folder / f"step-{step:09d}"
-    if final.exists() and _is_whole(final):
-        return final
-    check_finite(copied.tensors, f"step {step} of {folder.parent}")
+    if not (final.exists() and _is_whole(final)):
+        _write_folder(folder, final, copied, damaged)
+    for old in _steps(folder)[:-KEEP]:
+        files.remove_tree(old)
+
+
+def _write_folder(folder: Path, final: Path, copied: Checkpoint, damaged: Sequence[Path]) -> None:
+    check_finite(copied.tensors, f"{final.name} of {folder.parent}")
     files.make_dir(folder)
     for left in folder.glob(".step-*.partial"):  # of a process that was killed
         files.remove_tree(left)
-    partial = folder / f".step-{step:09d}.partial"
+    partial = folder / f".{final.name}.partial"
     files.make_dir(partial)
     moments, numbers = _split_optimizer(copied.optimizer)
     hashes = {}
@@ -137,18 +135,13 @@ def _write(folder: Path, step: int, copied: Checkpoint) -> Path:
         data = tensor_bytes(content)
         files.write_bytes(partial / name, data)
         hashes[name] = files.hash_bytes(data)
-    content = {"state": copied.state, "optimizer": numbers}
-    hashes[_STATE] = _hash_of(content)
-    files.write_json(partial / _STATE, {**content, "hashes": hashes})
-    files.remove_tree(final)  # a damaged one
+    numbered = {"state": copied.state, "optimizer": numbers}
+    hashes[_STATE] = _hash_of(numbered)
+    files.write_json(partial / _STATE, {**numbered, "hashes": hashes})
+    for path in {*damaged, final}:
+        files.remove_tree(path)
     files.operations.rename(partial, final)
     files.sync_dir(folder)
-    return final
-
-
-def _remove_others(folder: Path, kept: Iterable[Path]) -> None:
-    for path in set(_steps(folder)).difference(kept):
-        files.remove_tree(path)
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -156,20 +149,21 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
     Raises `IntegrityError` when there are checkpoints and every one of them is damaged.
     """
-    found = _newest(folder)
-    return found[1] if found is not None else None
+    return _newest(folder)[0]
 
 
-def _newest(folder: Path) -> tuple[Path, Checkpoint] | None:
-    steps = _steps(folder)
-    for path in reversed(steps):
+def _newest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
+    """The newest that is whole, and the damaged ones that are newer."""
+    damaged: list[Path] = []
+    for path in reversed(_steps(folder)):
         try:
-            return path, _load(path)
+            return _load(path), damaged
         except _DAMAGE as error:
             warn(f"checkpoint {path} is damaged ({error}); trying the one before it")
-    if steps:
+            damaged.append(path)
+    if damaged:
         raise IntegrityError(f"every checkpoint in {folder} is damaged; start this part anew with --overwrite")
-    return None
+    return None, damaged
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
