@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
 from .droppath import BlockMasks, DropMasks, check_drop_masks, draw_drop_masks, drop_rates
@@ -45,8 +46,12 @@ class TimeSformer(nn.Module):
     every `temporal_fc` are zero, so that it starts as an image ViT averaged over frames. The global random
     state is neither read nor changed. `seed` also starts the generator of drop-path masks in training mode.
 
+    With `recompute` set, the inside of every block is computed again for the backward pass instead of being kept.
+
     Raises UsageError for sizes that do not fit together.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -136,7 +141,11 @@ class TimeSformer(nn.Module):
         patches = self.patch_embed(video) + (positions[:, None, 1:] + times[:, :, None])  # [B, T, N, D]
         cls = (self.cls_token + positions[:, :1])[:, 0].expand(batch, -1)  # [B, D]
         for block, masks in zip(self.blocks, drop_masks, strict=True):
-            cls, patches = block(cls, patches, masks)
+            if self.recompute and torch.is_grad_enabled():
+                # nothing in a block draws, so there is no random state to keep
+                cls, patches = checkpoint(block, cls, patches, masks, use_reentrant=False, preserve_rng_state=False)
+            else:
+                cls, patches = block(cls, patches, masks)
         return cls, patches.transpose(1, 2)
 
     def _project(self, token: Tensor) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ class SupervisedTask(Task, Generic[Network]):
             momentum=settings.momentum,
             nesterov=settings.nesterov and settings.momentum > 0,
             weight_decay=settings.weight_decay,
+            fused=True,  # one pass over each tensor
         )
 
     def forward(self, batch: Batch, epoch: int) -> Any:
