@@ -21,6 +21,7 @@ from ..errors import UniegoError
 from ..pipeline.config import CheckpointConfig
 from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.signals import StopFlag
+from . import utilisation
 from .batches import Batch
 from .checkpoints import Checkpoints, replace_tensors
 from .steplog import StepLog
@@ -33,6 +34,7 @@ class Task(ABC):
 
     title: str
     optimizer: torch.optim.Optimizer
+    flops_per_clip: float | None = None  # of a forward and a backward pass; None: not counted
 
     @abstractmethod
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -121,7 +123,7 @@ class Loop:
         self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._continue()
-        self._log = StepLog(self.folder, (self.position.epoch, self.position.step))
+        self._log = StepLog(self.folder, (self.position.epoch, self.position.step), self._utilisation)
         self._saved_at = time.monotonic()
         plan, resumed = self.plan, self.position.total(self.plan)
         self._saved_total = resumed if resumed else None
@@ -141,6 +143,9 @@ class Loop:
         finally:
             self._log.flush()
         return self.position
+
+    def _utilisation(self, rate: float) -> str:
+        return utilisation.describe(rate, self.task.flops_per_clip, self.plan.device, self.plan.precision)
 
     def _next_step(self) -> tuple[int, int]:
         if self.position.step == self.plan.steps_per_epoch:

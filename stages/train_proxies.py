@@ -39,8 +39,9 @@ def train_proxies(
 ) -> None:
     """Train the proxies of the named teachers (None: all that have features) and export their outputs.
 
-    Continues where it stopped; a finished proxy is left as it is, and one that fails does not stop the others. Raises `MissingInputError` without features,
-    `FingerprintMismatch` for a proxy begun under other settings, `Stopped` after saving when asked to stop.
+    Continues where it stopped; a finished proxy is left as it is, and one that fails does not stop the others.
+    Raises `MissingInputError` without features, `FingerprintMismatch` for a proxy begun under other settings,
+    `Stopped` after saving when asked to stop.
     """
     named = run.choose(teachers) if teachers else None
     prepare(run.config.compute)
