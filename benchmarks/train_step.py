@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from uniego.models import TimeSformer
 from uniego.pipeline.clips import Clip
 from uniego.pipeline.config import ProxiesConfig

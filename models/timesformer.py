@@ -259,7 +259,7 @@ class Block(nn.Module):
 
         leading = self.norm1(cls)[:, None, None].expand(-1, patches.shape[1], -1, -1)  # [B, T, 1, D]
         mixed = self.attn(torch.cat((leading, self.norm1(patches)), dim=2))  # [B, T, 1 + N, D]
-        of_cls, of_patches = torch.split(mixed, [1, patches.shape[2]], dim=2)
+        of_cls, of_patches = mixed.split_with_sizes((1, patches.shape[2]), dim=2)
         of_cls = of_cls[:, :, 0]  # [B, T, D]
         cls = cls + (of_cls if frames is None else of_cls * frames[..., None]).mean(1)
         patches = _add(patches, of_patches, None if frames is None else frames[..., None, None])
