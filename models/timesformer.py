@@ -219,7 +219,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _cut(tensor: Tensor) -> list[tuple[Tensor, ...]]:
     """[n, H, L, D/H] in portions of n, and of H within them."""
-    return [rows.split(MAX_ATTENTION_BATCH, dim=1) for rows in tensor.split(MAX_ATTENTION_BATCH)]
+    return [rows.split(MAX_ATTENTION_BATCH, dim=1) for rows in tensor.split(MAX_ATTENTION_BATCH)]  # type: ignore[no-untyped-call]
 
 
 class Mlp(nn.Module):
