@@ -66,9 +66,16 @@ def draw_drop_masks(
         return [None] * len(rates)
     uniform = np.stack([rng.random(len(active) * per_block) for rng in rngs])  # [B, A * per_block]
     drawn = uniform.reshape(len(rngs), len(active), per_block) >= active[:, None]  # [B, A, per_block]
-    blocks = torch.from_numpy(drawn.transpose(1, 0, 2).copy()).to(device=device)  # [A, B, per_block]
+    blocks = to_device(torch.from_numpy(drawn.transpose(1, 0, 2).copy()), device)  # [A, B, per_block]
     kept = iter(blocks.unbind(0))
     return [_parts(next(kept), num_patches, num_frames) if rate > 0 else None for rate in rates]
+
+
+def to_device(drawn: Tensor, device: torch.device | str | None) -> Tensor:
+    """What was drawn on the CPU, on `device`; a GPU is not waited for."""
+    if device is None or torch.device(device).type != "cuda":
+        return drawn.to(device=device)
+    return drawn.pin_memory().to(device=device, non_blocking=True)
 
 
 def _parts(kept: Tensor, num_patches: int, num_frames: int) -> BlockMasks:

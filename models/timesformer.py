@@ -2,9 +2,10 @@
 
 Shape legend: B clips, T frames, h x w patches per frame, N = h*w, D width, H heads, C classes.
 
-Patch tokens are kept as [B, N, T, D] with the one CLS token of a clip apart as [B, D]: temporal attention
-then reads contiguous sequences of T tokens, and the single copy that puts frames first, with the CLS in front
-of each, is the one that spatial attention needs anyhow.
+Patch tokens are kept as [B, T, N, D] with the one CLS token of a clip apart as [B, D], and no block permutes them:
+spatial attention reads frames as they lie, and for temporal attention the H heads of N tubes count as N*H heads of
+one sequence of T tokens, which is a view. Queries, keys and values are made by three products, each as contiguous
+as the tokens; the one copy of a block puts the CLS in front of every frame.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UsageError
 from .droppath import BlockMasks, DropMasks, check_drop_masks, draw_drop_masks, drop_rates
@@ -44,8 +46,12 @@ class TimeSformer(nn.Module):
     every `temporal_fc` are zero, so that it starts as an image ViT averaged over frames. The global random
     state is neither read nor changed. `seed` also starts the generator of drop-path masks in training mode.
 
+    With `recompute` set, the inside of every block is computed again for the backward pass instead of being kept.
+
     Raises UsageError for sizes that do not fit together.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -132,11 +138,15 @@ class TimeSformer(nn.Module):
             drop_masks = [None] * len(rates)
         positions = resize_positions(self.pos_embed, (height, width))  # [1, 1 + N, D]
         times = resize_times(self.time_embed, frames)  # [1, T, D]
-        patches = self.patch_embed(video) + positions[:, 1:, None] + times[:, None]  # [B, N, T, D]
+        patches = self.patch_embed(video) + (positions[:, None, 1:] + times[:, :, None])  # [B, T, N, D]
         cls = (self.cls_token + positions[:, :1])[:, 0].expand(batch, -1)  # [B, D]
         for block, masks in zip(self.blocks, drop_masks, strict=True):
-            cls, patches = block(cls, patches, masks)
-        return cls, patches
+            if self.recompute and torch.is_grad_enabled():
+                # nothing in a block draws, so there is no random state to keep
+                cls, patches = checkpoint(block, cls, patches, masks, use_reentrant=False, preserve_rng_state=False)
+            else:
+                cls, patches = block(cls, patches, masks)
+        return cls, patches.transpose(1, 2)
 
     def _project(self, token: Tensor) -> dict[str, Tensor]:
         names = self._geometry["projections"]
@@ -165,17 +175,17 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch_size, patch_size, device="meta").to_empty(device="cpu")
 
     def forward(self, video: Tensor) -> Tensor:
-        """[B, 3, T, H, W] -> [B, h*w, T, D], positions row by row."""
+        """[B, 3, T, H, W] -> [B, T, h*w, D], positions row by row."""
         batch, _, frames, *pixels = video.shape
         p = self.patch_size
         h, w = pixels[0] // p, pixels[1] // p
         cut = video[..., : h * p, : w * p].reshape(batch, 3, frames, h, p, w, p)
-        cut = cut.permute(0, 3, 5, 2, 1, 4, 6).reshape(batch, h * w, frames, 3 * p * p)
+        cut = cut.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, frames, h * w, 3 * p * p)
         return F.linear(cut, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the second-last dimension."""
+    """Multi-head self-attention along one axis of [B, T, L, D]; along the others each sequence is on its own."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -183,20 +193,33 @@ class Attention(nn.Module):
         self.qkv = _linear(width, 3 * width)
         self.proj = _linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, M, L, D] -> the same shape; each of the B * M sequences attends to itself alone."""
-        batch, many, length, width = x.shape
-        qkv = self.qkv(x).view(batch * many, length, 3, self.heads, width // self.heads)
-        parts = [_attend(chunk) for chunk in qkv.split(MAX_ATTENTION_BATCH)]
-        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)  # [B*M, L, H, D/H]
-        out: Tensor = self.proj(mixed.reshape(batch, many, length, width))
+    def forward(self, x: Tensor, *, over_time: bool = False) -> Tensor:
+        """[B, T, L, D] -> the same shape: attention over the L tokens of a frame, or over the T of a tube."""
+        batch, frames, length, width = x.shape
+        size = width // self.heads
+        shape = (batch, frames, length * self.heads, size) if over_time else (-1, length, self.heads, size)
+        mixed = _attend(*(part.view(shape) for part in self._parts(x)))
+        out: Tensor = self.proj(mixed.reshape(x.shape))
         return out
 
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values, each [B, T, L, D] and contiguous."""
+        weights = self.qkv.weight.view(3, -1, x.shape[-1]).unbind(0)
+        biases = self.qkv.bias.view(3, -1).unbind(0)
+        return [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
-def _attend(qkv: Tensor) -> Tensor:
-    """[n, L, 3, H, D/H] -> [n, L, H, D/H]."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, H, L, D/H]
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Three of [n, L, H, D/H] -> [n, L, H, D/H]; n and H may each be as large as the kernels allow."""
+    parts = zip(*(_cut(tensor.transpose(1, 2)) for tensor in (query, key, value)), strict=True)
+    mixed = [[F.scaled_dot_product_attention(*heads) for heads in zip(*part, strict=True)] for part in parts]
+    rows = [row[0] if len(row) == 1 else torch.cat(row, dim=1) for row in mixed]
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).transpose(1, 2)
+
+
+def _cut(tensor: Tensor) -> list[tuple[Tensor, ...]]:
+    """[n, H, L, D/H] in portions of n, and of H within them."""
+    return [rows.split(MAX_ATTENTION_BATCH, dim=1) for rows in tensor.split(MAX_ATTENTION_BATCH)]  # type: ignore[no-untyped-call]
 
 
 class Mlp(nn.Module):
@@ -227,28 +250,32 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, cls: Tensor, patches: Tensor, masks: BlockMasks | None) -> tuple[Tensor, Tensor]:
-        """cls [B, D], patches [B, N, T, D] -> the same shapes."""
-        temporal, spatial, whole = (None, None, None) if masks is None else masks
-        mixed = self._scale(self.temporal_attn(self.temporal_norm1(patches)), temporal)  # [B, N, T, D]
+        """cls [B, D], patches [B, T, N, D] -> the same shapes."""
+        tubes, frames, clips = (None, None, None) if masks is None else (self._factor(m, patches) for m in masks)
+        mixed = self.temporal_attn(self.temporal_norm1(patches), over_time=True)  # [B, T, N, D]
+        if tubes is not None:
+            mixed = mixed * tubes[:, None, :, None]
         patches = patches + self.temporal_fc(mixed)  # a dropped tube still gets temporal_fc's bias
 
-        frames = patches.shape[2]
-        by_frame = self.norm1(patches).transpose(1, 2)  # [B, T, N, D]
-        leading = self.norm1(cls)[:, None, None].expand(-1, frames, -1, -1)  # [B, T, 1, D]
-        mixed = self._scale(self.attn(torch.cat((leading, by_frame), dim=2)), spatial)  # [B, T, 1 + N, D]
-        cls = cls + mixed[:, :, 0].mean(1)
-        patches = patches + mixed[:, :, 1:].transpose(1, 2)
+        leading = self.norm1(cls)[:, None, None].expand(-1, patches.shape[1], -1, -1)  # [B, T, 1, D]
+        mixed = self.attn(torch.cat((leading, self.norm1(patches)), dim=2))  # [B, T, 1 + N, D]
+        of_cls, of_patches = mixed.split_with_sizes((1, patches.shape[2]), dim=2)
+        of_cls = of_cls[:, :, 0]  # [B, T, D]
+        cls = cls + (of_cls if frames is None else of_cls * frames[..., None]).mean(1)
+        patches = _add(patches, of_patches, None if frames is None else frames[..., None, None])
 
-        cls = cls + self._scale(self.mlp(self.norm2(cls)), whole)
-        patches = patches + self._scale(self.mlp(self.norm2(patches)), whole)
+        cls = _add(cls, self.mlp(self.norm2(cls)), None if clips is None else clips[:, None])
+        patches = _add(patches, self.mlp(self.norm2(patches)), None if clips is None else clips[:, None, None, None])
         return cls, patches
 
-    def _scale(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        """Zero what is dropped and scale the rest; `kept` covers the leading dimensions of `x`."""
-        if kept is None:
-            return x
-        factor = kept.to(device=x.device, dtype=x.dtype, non_blocking=True) / self.keep
-        return x * factor.reshape(*kept.shape, *[1] * (x.ndim - kept.ndim))
+    def _factor(self, kept: Tensor, like: Tensor) -> Tensor:
+        """0 where a branch is dropped; where it is kept, what makes up for the others."""
+        return kept.to(device=like.device, dtype=like.dtype, non_blocking=True) / self.keep
+
+
+def _add(x: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:
+    """x + factor * residual in one pass."""
+    return x + residual if factor is None else torch.addcmul(x, residual, factor)
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,16 +7,15 @@ position (epoch, step). There is no random state in it: draws are functions of (
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import IntegrityError, UniegoError
@@ -26,6 +25,7 @@ from ..pipeline.progress import warn
 KEEP = 2
 _DAMAGE = (OSError, ValueError, KeyError, SafetensorError, IntegrityError)
 _TENSORS = ("task.safetensors", "optimizer.safetensors")
+_STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,49 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+class Checkpoints:
+    """The checkpoints of one training, whose folder's lock the caller holds.
+
+    `save` copies the state and returns; a thread writes it. What goes wrong there is raised by the next call.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._damaged: list[Path] = []
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def load(self) -> Checkpoint | None:
+        """The newest one that is whole, see `load_newest`."""
+        checkpoint, self._damaged = _newest(self.folder)
+        return checkpoint
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    ) -> None:
+        """Begin to write the checkpoint of optimiser step `step`, after the one before it is written."""
+        self.wait()
+        copied = _copy(tensors, optimizer, state)
+        self._writer = threading.Thread(target=self._write, args=(step, copied), name="checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Return when everything is written. Raises what went wrong."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, step: int, copied: Checkpoint) -> None:
+        try:
+            _write(self.folder, step, copied, self._damaged)
+            self._damaged = []
+        except BaseException as error:  # the training's own thread raises it
+            self._error = error
+
+
 def save(
     folder: Path,
     step: int,
@@ -44,27 +87,61 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> None:
-    """Write the checkpoint of optimiser step `step` and remove all but the last two; a whole one is left as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint of optimiser step `step` and remove all but the last two; a whole one is left as it is.
+
+    Raises `UniegoError` for tensors that are not finite numbers, `OSError` where it cannot be written.
+    """
+    _write(folder, step, _copy(tensors, optimizer, state))
+
+
+def _copy(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Checkpoint:
+    """The state as it is now; training may go on."""
+    saved = optimizer.state_dict()
+    moments = {
+        index: {name: _to_host(value) if isinstance(value, Tensor) else value for name, value in entries.items()}
+        for index, entries in saved["state"].items()
+    }
+    groups = [dict(group) for group in saved["param_groups"]]
+    return Checkpoint(
+        {name: _to_host(tensor) for name, tensor in tensors.items()},
+        {"state": moments, "param_groups": groups},
+        json.loads(json.dumps(state)),
+    )
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _write(folder: Path, step: int, copied: Checkpoint, damaged: Sequence[Path] = ()) -> None:
+    """Write a checkpoint, and remove damaged ones and all but the last two."""
     final = folder / f"step-{step:09d}"
-    if final.exists() and _is_whole(final):
-        return
-    for left in folder.glob(".step-*.partial"):  # of a process that was killed: the caller holds the folder's lock
-        shutil.rmtree(left)
-    partial = folder / f".step-{step:09d}.partial"
-    partial.mkdir()
-    moments, numbers = _split_optimizer(optimizer.state_dict())
-    for name, content in zip(_TENSORS, (tensors, moments), strict=True):
-        save_tensors(partial / name, content)
-    hashes = {name: files.hash_file(partial / name) for name in _TENSORS}
-    files.write_json(partial / "state.json", {"state": dict(state), "optimizer": numbers, "hashes": hashes})
-    files.sync_dir(partial)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    files.sync_dir(folder)
+    if not (final.exists() and _is_whole(final)):
+        _write_folder(folder, final, copied, damaged)
     for old in _steps(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        files.remove_tree(old)
+
+
+def _write_folder(folder: Path, final: Path, copied: Checkpoint, damaged: Sequence[Path]) -> None:
+    check_finite(copied.tensors, f"{final.name} of {folder.parent}")
+    files.make_dir(folder)
+    for left in folder.glob(".step-*.partial"):  # of a process that was killed
+        files.remove_tree(left)
+    partial = folder / f".{final.name}.partial"
+    files.make_dir(partial)
+    moments, numbers = _split_optimizer(copied.optimizer)
+    hashes = {}
+    for name, content in zip(_TENSORS, (copied.tensors, moments), strict=True):
+        data = tensor_bytes(content)
+        files.write_bytes(partial / name, data)
+        hashes[name] = files.hash_bytes(data)
+    numbered = {"state": copied.state, "optimizer": numbers}
+    hashes[_STATE] = _hash_of(numbered)
+    files.write_json(partial / _STATE, {**numbered, "hashes": hashes})
+    for path in {*damaged, final}:
+        files.remove_tree(path)
+    files.operations.rename(partial, final)
+    files.sync_dir(folder)
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -72,15 +149,21 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
     Raises `IntegrityError` when there are checkpoints and every one of them is damaged.
     """
-    steps = _steps(folder)
-    for path in reversed(steps):
+    return _newest(folder)[0]
+
+
+def _newest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
+    """The newest that is whole, and the damaged ones that are newer."""
+    damaged: list[Path] = []
+    for path in reversed(_steps(folder)):
         try:
-            return _load(path)
+            return _load(path), damaged
         except _DAMAGE as error:
             warn(f"checkpoint {path} is damaged ({error}); trying the one before it")
-    if steps:
+            damaged.append(path)
+    if damaged:
         raise IntegrityError(f"every checkpoint in {folder} is damaged; start this part anew with --overwrite")
-    return None
+    return None, damaged
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -93,37 +176,30 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file and fsync it. The same content gives the same bytes."""
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file. The same content gives the same bytes."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(content, path, dict(metadata) if metadata else None)
-    with path.open("r+b") as handle:
-        if metadata:
-            _sort_metadata(handle)
-        os.fsync(handle.fileno())
+    data = safetensors.torch.save(content, dict(metadata) if metadata else None)
+    return _sort_metadata(data) if metadata else data
 
 
-def _sort_metadata(handle: BinaryIO) -> None:
+def _sort_metadata(data: bytes) -> bytes:
     """Put the metadata in order: the library writes it in one that changes from process to process.
 
     The file begins with the header's length (8 bytes, little-endian) and the header as JSON, spaces at its end.
     """
-    length = int.from_bytes(handle.read(8), "little")
-    header = json.loads(handle.read(length))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     if len(text) > length:
-        raise UniegoError(f"the header of {handle.name} cannot be put in order; this is a fault of uniego")
-    handle.seek(8)
-    handle.write(text.ljust(length))
+        raise UniegoError("the header of a file of tensors cannot be put in order; this is a fault of uniego")
+    return b"".join((data[:8], text.ljust(length), data[8 + length :]))
 
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole and durably, in the place of an older one."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_tensors(partial, tensors, metadata)
-    partial.replace(path)
-    files.sync_dir(path.parent)
+    files.write_bytes(path, tensor_bytes(tensors, metadata))
 
 
 def _is_whole(path: Path) -> bool:
@@ -139,12 +215,22 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _load(path: Path) -> Checkpoint:
-    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    content = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    hashes = content.pop("hashes")
+    if _hash_of(content) != hashes[_STATE]:
+        raise IntegrityError(f"{_STATE} differs from what was written")
+    parts = []
     for name in _TENSORS:
-        if files.hash_file(path / name) != saved["hashes"][name]:
+        data = (path / name).read_bytes()
+        if files.hash_bytes(data) != hashes[name]:
             raise IntegrityError(f"{name} differs from what was written")
-    tensors, moments = (load_file(path / name) for name in _TENSORS)
-    return Checkpoint(tensors, _join_optimizer(moments, saved["optimizer"]), saved["state"])
+        parts.append(safetensors.torch.load(data))
+    tensors, moments = parts
+    return Checkpoint(tensors, _join_optimizer(moments, content["optimizer"]), content["state"])
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    return files.hash_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..cache import FeatureStore
 from ..errors import FingerprintMismatch, MissingInputError
 from ..models import TimeSformer
+from ..models.droppath import to_device
 from ..models.teachers import teacher_view
 from ..pipeline import files
 from ..pipeline.config import SPDConfig, TrainConfig
@@ -179,7 +181,7 @@ class StudentTask(VideoTask):
         count = slots(self._spd, proxies)
         ids = [self.base.clips[i].clip_id for i in batch.rows]
         drawn = [clip_stream(self.base.seed, epoch, i, "selection").integers(proxies, size=count) for i in ids]
-        return torch.tensor([row.tolist() for row in drawn], device=self.base.device), None
+        return to_device(torch.from_numpy(np.stack(drawn)), self.base.device), None
 
 
 def _train_student(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:

@@ -6,12 +6,10 @@ equals an undisturbed run's bit for bit, because nothing but (seed, epoch, step)
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UniegoError
-from ..pipeline import files
 from ..pipeline.config import CheckpointConfig
 from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.signals import StopFlag
-from . import checkpoints
+from . import utilisation
 from .batches import Batch
+from .checkpoints import Checkpoints, replace_tensors
+from .steplog import StepLog
 
 Batches = Callable[[int, int], Iterator[Batch]]  # (epoch, step) to start from -> micro-batches to the end
 
@@ -35,6 +34,7 @@ class Task(ABC):
 
     title: str
     optimizer: torch.optim.Optimizer
+    flops_per_clip: float | None = None  # of a forward and a backward pass; None: not counted
 
     @abstractmethod
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -121,8 +121,9 @@ class Loop:
         """Train to the end, from the newest checkpoint on. Raises `Stopped` after saving when asked to stop."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
+        self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._continue()
-        self._log = _Log(self.folder, self.position)
+        self._log = StepLog(self.folder, (self.position.epoch, self.position.step), self._utilisation)
         self._saved_at = time.monotonic()
         plan, resumed = self.plan, self.position.total(self.plan)
         self._saved_total = resumed if resumed else None
@@ -134,9 +135,17 @@ class Loop:
             with Meter(self.task.title, plan.steps * plan.batch, resumed=resumed * plan.batch) as meter:
                 stream = batches(*self._next_step())
                 self._run(stream, meter)
+            self._checkpoints.wait()
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self._checkpoints.wait()
+            raise
         finally:
             self._log.flush()
         return self.position
+
+    def _utilisation(self, rate: float) -> str:
+        return utilisation.describe(rate, self.task.flops_per_clip, self.plan.device, self.plan.precision)
 
     def _next_step(self) -> tuple[int, int]:
         if self.position.step == self.plan.steps_per_epoch:
@@ -160,6 +169,7 @@ class Loop:
         for group in self.task.optimizer.param_groups:
             group["lr"] = rate
         for _ in range(self.plan.accumulate):
+            self._stop_if_asked()  # what this step has accumulated is done again
             asked = time.monotonic()
             batch = next(stream)
             waited += time.monotonic() - asked
@@ -198,46 +208,71 @@ class Loop:
             best = self.position.best_score
             if best is None or scores["score"] > best:
                 self.position.best_score, self.position.best_epoch = scores["score"], self.position.epoch
-                checkpoints.replace_tensors(self.folder / "best.safetensors", self.task.tensors())
+                replace_tensors(self.folder / "best.safetensors", self.task.tensors())
         self.position.epoch, self.position.step = self.position.epoch + 1, 0
 
     def _save_if_due(self) -> None:
-        if self.flag.requested is not None:
-            self._save()
-            self.flag.check()
+        self._stop_if_asked()
         limits = self.plan.checkpoint
         steps_due = limits.every_steps is not None and self.position.total(self.plan) % limits.every_steps == 0
         if steps_due or time.monotonic() - self._saved_at >= limits.every_seconds:
             self._save()
 
+    def _stop_if_asked(self) -> None:
+        """Raise `Stopped` when asked to stop, after the whole steps so far are saved."""
+        if self.flag.requested is not None:
+            self._save()
+            self._checkpoints.wait()
+            self.flag.check()
+
     def _save(self) -> None:
-        self._log.flush()
+        self._log.flush(durable=True)
         position, total = self.position, self.position.total(self.plan)
         self._saved_at = time.monotonic()
         if self._saved_total == total:
             return
-        tensors = self.task.tensors()
-        checkpoints.check_finite(tensors, f"{self.task.title} at epoch {position.epoch}, step {position.step}")
         state = {
             "epoch": position.epoch,
             "step": position.step,
             "best_score": position.best_score,
             "best_epoch": position.best_epoch,
             "scaler": self._scaler.state_dict(),
+            "arithmetic": self._arithmetic(),
         }
-        checkpoints.save(self.folder / "checkpoints", total, tensors, self.task.optimizer, state)
+        self._checkpoints.save(total, self.task.tensors(), self.task.optimizer, state)
         self._saved_total = total
 
     def _continue(self) -> None:
-        checkpoint = checkpoints.load_newest(self.folder / "checkpoints")
+        checkpoint = self._checkpoints.load()
         if checkpoint is None:
             return
         self.task.restore(checkpoint.tensors)
-        self.task.optimizer.load_state_dict(checkpoint.optimizer)
+        _restore_optimizer(self.task.optimizer, checkpoint.optimizer)
         state = checkpoint.state
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         self.position = Position(state["epoch"], state["step"], state["best_score"], state["best_epoch"])
+        before, now = state["arithmetic"], self._arithmetic()
+        changes = [f"{name} {before[name]} then, {now[name]} now" for name in now if before[name] != now[name]]
+        if changes:
+            warn(f"{self.task.title} goes on with other arithmetic ({', '.join(changes)}): results differ by rounding")
+
+    def _arithmetic(self) -> dict[str, Any]:
+        """What the last bits of a result depend on besides the settings."""
+        device = self.plan.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+_WAYS = ("foreach", "fused", "capturable", "differentiable")
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take back an optimiser's state. In which way it computes is its own affair, not the checkpoint's."""
+    ways = [{way: group[way] for way in _WAYS if way in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(saved))
+    for group, own in zip(optimizer.param_groups, ways, strict=True):
+        group.update(own)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -245,76 +280,3 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-class _Log:
-    """metrics.jsonl (one line per step) and failures.jsonl (one line per clip that could not be decoded).
-
-    Terms stay on the device until `flush`, so that logging does not make the device wait at every step.
-    """
-
-    def __init__(self, folder: Path, position: Position) -> None:
-        self._path, self._failures_path = folder / "metrics.jsonl", folder / "failures.jsonl"
-        self._pending: list[tuple[dict[str, Any], list[dict[str, Tensor]]]] = []
-        self._clips_in_epoch = position.step  # a resumed epoch had clips before
-        self._seen: set[str] = set()
-        self.note = ""
-        if self._failures_path.exists():
-            records, _ = files.read_json_lines(self._failures_path)
-            self._seen = {record["clip_id"] for record in records}
-        if self._path.exists():
-            self._keep_before(position)
-
-    def _keep_before(self, position: Position) -> None:
-        """Drop the lines of what was done after the checkpoint and will be done again."""
-        records, _ = files.read_json_lines(self._path)
-        here = (position.epoch, position.step)
-        kept = [r for r in records if (r["epoch"], r.get("step", math.inf)) < here]
-        files.write_bytes(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-
-    def step(self, entry: dict[str, Any], terms: list[dict[str, Tensor]], seconds: float, waited: float) -> None:
-        """Remember one step."""
-        entry["clips_per_s"] = round(entry["clips"] / max(seconds, 1e-9), 3)
-        entry["data_wait"] = round(waited / max(seconds, 1e-9), 3)
-        self._clips_in_epoch += entry["clips"]
-        self._pending.append((entry, terms))
-
-    def flush(self) -> None:
-        """Write what is pending. Raises `UniegoError` when a loss is not a finite number."""
-        pending, self._pending = self._pending, []
-        lines = []
-        for entry, terms in pending:
-            names = list(terms[0]) if terms else []
-            means = {name: torch.stack([t[name].float() for t in terms]).mean().item() for name in names}
-            lines.append(json.dumps({**entry, "loss": None, **means}) + "\n")
-            self._check(entry, means)
-        if lines:
-            with self._path.open("a", encoding="utf-8") as handle:
-                handle.write("".join(lines))
-            self.note = f"loss {json.loads(lines[-1])['loss'] or 0.0:.4f}"
-
-    def _check(self, entry: Mapping[str, Any], means: Mapping[str, float]) -> None:
-        if not all(math.isfinite(value) for value in means.values()):
-            raise UniegoError(
-                f"the loss is not a finite number at epoch {entry['epoch']}, step {entry['step']}: {dict(means)}; "
-                "lower the learning rate or use precision fp32 or bf16, and start this part anew with --overwrite"
-            )
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write one record."""
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record) + "\n")
-
-    def failures(self, batch: Batch) -> None:
-        """Report clips that could not be decoded, each once."""
-        for failure in batch.failures:
-            if failure.clip_id not in self._seen:
-                self._seen.add(failure.clip_id)
-                warn(f"clip {failure.clip_id} left out: {failure.message}")
-                files.append_line(self._failures_path, json.dumps(failure._asdict()))
-
-    def end_epoch(self, epoch: int) -> None:
-        """Refuse to go on when a whole epoch had no clip."""
-        if self._clips_in_epoch == 0:
-            raise UniegoError(f"no clip of epoch {epoch} could be decoded; see {self._failures_path}")
-        self._clips_in_epoch = 0

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from ..models.droppath import to_device
 from ..pipeline.config import SPDConfig
 
 
@@ -146,7 +147,7 @@ def _select(confidence: Tensor, config: SPDConfig, generator: torch.Generator | 
         return confidence.argsort(dim=1, stable=True)[:, : config.top_k]
     chosen = []
     for group in groups:
-        members = torch.tensor(group, device=confidence.device)
+        members = to_device(torch.tensor(group), confidence.device)
         best = confidence[:, members].argsort(dim=1, stable=True)[:, : config.top_k]
         chosen.append(members[best])
     return torch.cat(chosen, dim=1)

@@ -17,6 +17,7 @@ from ..pipeline.randomness import clip_stream
 from .batches import Batch
 from .loop import Task
 from .schedule import learning_rate
+from .utilisation import BACKWARD, forward_flops
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -46,6 +47,7 @@ class SupervisedTask(Task, Generic[Network]):
             momentum=settings.momentum,
             nesterov=settings.nesterov and settings.momentum > 0,
             weight_decay=settings.weight_decay,
+            fused=True,  # one pass over each tensor
         )
 
     def forward(self, batch: Batch, epoch: int) -> Any:
@@ -82,6 +84,10 @@ class SupervisedTask(Task, Generic[Network]):
 
 class VideoTask(SupervisedTask[TimeSformer]):
     """Training of a TimeSformer, with drop-path masks that are functions of (seed, epoch, clip)."""
+
+    def __init__(self, title: str, config: TrainConfig, base: Supervised[TimeSformer]) -> None:
+        super().__init__(title, config, base)
+        self.flops_per_clip = (1 + BACKWARD) * forward_flops(base.model.geometry)
 
     def forward(self, batch: Batch, epoch: int) -> TimeSformerOutput:
         """The network on a micro-batch, in training mode."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..cache import ClipIndex, FeatureStore
+from ..errors import EXIT_FAILURE, Stopped, UniegoError
 from ..pipeline import files
 from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run
@@ -41,8 +42,9 @@ def train_proxies(
 ) -> None:
     """Train the proxies of the named teachers (None: all that have features) and export their outputs.
 
-    Continues where it stopped; a finished proxy is left as it is. Raises `MissingInputError` without features,
-    `FingerprintMismatch` for a proxy begun under other settings, `Stopped` after saving when asked to stop.
+    Continues where it stopped; a finished proxy is left as it is, and one that fails does not stop the others.
+    Raises `MissingInputError` without features, `FingerprintMismatch` for a proxy begun under other settings,
+    `Stopped` after saving when asked to stop.
     """
     named = run.choose(teachers) if teachers else None
     prepare(run.config.compute)
@@ -54,13 +56,37 @@ def train_proxies(
         if overwrite or any(not trained(run.proxy_folder(key).path) for key in chosen):
             offer_clip_store(run, run.table().split("train"))
             flag.check()
-        for key in chosen:
-            _train_one(run, key, flag, overwrite)
+        _train_all(run, chosen, flag, overwrite)
     left = [key for key in run.config.teachers if key not in chosen and not run.proxy_folder(key).done]
     if left and named:
         say(f"next: {run.command('train-proxies')} (left: {', '.join(left)})")
     else:
         say(f"next: {run.command('distill')}")
+
+
+def _train_all(run: Run, keys: Sequence[str], flag: StopFlag, overwrite: bool) -> None:
+    """One after the other; one that fails does not keep the others from their turn, and is told at the end.
+
+    A single failure is raised as it is, several as one `UniegoError` with the exit code that they have in common.
+    """
+    failures: dict[str, UniegoError | OSError] = {}
+    for key in keys:
+        flag.check()
+        try:
+            _train_one(run, key, flag, overwrite)
+        except Stopped:
+            raise
+        except (UniegoError, OSError) as error:
+            failures[key] = error
+            warn(f"proxy {key} failed: {error}")
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        told = "\n".join(f"  {key}: {error}" for key, error in failures.items())
+        together = UniegoError(f"{len(failures)} of {len(keys)} proxies failed, the others are done:\n{told}")
+        codes = {getattr(error, "exit_code", EXIT_FAILURE) for error in failures.values()}
+        together.exit_code = codes.pop() if len(codes) == 1 else EXIT_FAILURE
+        raise together
 
 
 def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:

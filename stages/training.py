@@ -86,7 +86,7 @@ def make_validator(
 def fresh_model(run: Run, projections: Mapping[str, int], network: StudentConfig | None = None) -> TimeSformer:
     """A network (None: of the student's shape) with random weights from the run's seed."""
     shape = network or run.config.student
-    return TimeSformer(
+    model = TimeSformer(
         image_size=shape.image_size,
         patch_size=shape.patch_size,
         num_frames=shape.num_frames,
@@ -98,6 +98,8 @@ def fresh_model(run: Run, projections: Mapping[str, int], network: StudentConfig
         drop_path=shape.drop_path,
         seed=run.config.seed,
     )
+    model.recompute = run.config.compute.recompute
+    return model
 
 
 def initial_proxy(run: Run, projections: Mapping[str, int], network: StudentConfig | None = None) -> TimeSformer:

@@ -86,6 +86,21 @@ def test_one_teacher_can_go_ahead_of_the_others(run: Path) -> None:
     assert "uniego extract-teachers --teacher exo_skl" in result.output
 
 
+def test_a_proxy_that_fails_does_not_stop_the_others(run: Path) -> None:
+    good("extract-teachers", "--run", run)
+    raw = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
+    first, second = raw["teachers"]
+    opened = Run.open(run)
+    with opened.proxy_folder(first).work({"any": "thing"}):
+        result = call("train-proxies", "--run", run)
+    assert result.exit_code == 1
+    assert f"proxy {first} failed: another process is working on" in result.output
+    assert opened.proxy_folder(second).done
+    report = call("train-proxies", "--run", run, "--set", "proxies.feature_weight=2")
+    assert report.exit_code == 5
+    assert f"proxy {second} failed" in report.output
+
+
 def test_a_named_teacher_without_features_is_an_error(run: Path, clip_table: Path) -> None:
     table = clip_table.with_name("bare.csv")
     lines = clip_table.read_text().splitlines()

@@ -76,7 +76,7 @@ def watch(model: TimeSformer) -> list[Tensor]:
     """A list to which every forward pass adds, of each block but the first, queries, keys and values in space."""
     seen: list[Tensor] = []
     for block in list(model.blocks)[1:]:
-        block.attn.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        block.attn.register_forward_pre_hook(lambda module, inputs: seen.append(module.qkv(inputs[0])))
     return seen
 
 
@@ -177,7 +177,7 @@ class Lessons(nn.Module):
     def leave(self) -> TimeSformer:
         """The network alone, in eval mode."""
         for block in self.model.blocks:
-            block.attn.qkv._forward_hooks.clear()
+            block.attn._forward_pre_hooks.clear()
         return self.model.eval()
 
 

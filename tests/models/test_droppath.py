@@ -126,7 +126,7 @@ def test_drop_path_and_sizes_equal_a_literal_rewrite(shape: tuple[int, int, int]
 def test_dropped_tubes_still_get_the_bias_of_temporal_fc() -> None:
     block = lively(TimeSformer(**TINY, drop_path=0.5)).double().blocks[1]
     bias = block.temporal_fc.bias
-    patches, cls = video(1, 6, 4, 48), video(1, 48)
+    patches, cls = video(1, 4, 6, 48), video(1, 48)
     none_kept = (
         torch.zeros(1, 6, dtype=torch.bool),
         torch.zeros(1, 4, dtype=torch.bool),

@@ -150,6 +150,18 @@ def test_very_many_tubes_are_attended_in_parts(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(model(x).logits, whole, atol=1e-12, rtol=1e-12)
 
 
+def test_recomputing_changes_no_bit() -> None:
+    found = []
+    for recompute in (False, True):
+        model = lively(TimeSformer(**TINY, drop_path=0.5, seed=3)).train()
+        model.recompute = recompute
+        model(video(2, 3, 4, 32, 32).float()).logits.square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        assert torch.equal(gradient, found[1][name]), name
+
+
 def test_autocast_and_functional_call() -> None:
     model = lively(TimeSformer(**TINY, drop_path=0.5)).train()
     x = video(2, 3, 4, 32, 32).float()

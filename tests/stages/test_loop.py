@@ -112,11 +112,11 @@ def test_the_state_after_the_first_epoch_too(tmp_path: Path) -> None:
 
 
 class _StopAt(StopFlag):
-    """Asks to stop after a number of steps, as a signal would."""
+    """Asks to stop after a number of looks, as a signal would: a step looks before its micro-batches and at its end."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, looks: int) -> None:
         super().__init__()
-        self.left = steps
+        self.left = looks
 
     @property  # type: ignore[override]
     def requested(self) -> str | None:
@@ -134,7 +134,7 @@ def undisturbed(folder: Path, drop_path: float) -> dict[str, Tensor]:
     return task.tensors()
 
 
-@pytest.mark.parametrize("stop", range(6))
+@pytest.mark.parametrize("stop", range(3 * 6))
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path, stop: int, drop_path: float) -> None:
     wanted = undisturbed(tmp_path / "whole", drop_path)
@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(
     wanted = undisturbed(tmp_path / "whole", 0.0)
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
-        make_loop(folder, make_task(), _StopAt(4), every_steps=1).run(stream)
+        make_loop(folder, make_task(), _StopAt(3 * 4 + 2), every_steps=1).run(stream)
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1] / "task.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
