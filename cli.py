@@ -10,19 +10,16 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_cache, cli_data, cli_pose, cli_teachers, cli_verify
+from . import __version__, cli_cache, cli_data, cli_extract, cli_pose, cli_submit, cli_teachers, cli_verify
 from .cli_data import JsonOption, SetOption
-from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
-
-if TYPE_CHECKING:
-    from .pipeline.rundir import Run
+from .cli_extract import OverwriteOption, RunOption, StrictOption, TeacherOption, open_run
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -50,7 +47,10 @@ class _Commands(TyperGroup):
             code = exit_code(error)
             if code is None:
                 raise
-            _tell(error)
+            if isinstance(error, Stopped):
+                code = _stop(error)
+            else:
+                _tell(error)
             raise typer.Exit(code) from None
 
 
@@ -59,11 +59,22 @@ def _tell(error: BaseException) -> None:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         typer.echo("interrupted; the same command continues", err=True)
-    elif isinstance(error, Stopped):
-        hint = " (without --overwrite)" if "--overwrite" in sys.argv else ""
-        typer.echo(f"stopped: {error}{hint}", err=True)
     else:
         typer.echo(f"error: {error}", err=True)
+
+
+def _stop(error: Stopped) -> int:
+    """A stage stopped on a signal: 75; in a Slurm job that could be put back in the queue, 0.
+
+    With --overwrite the job would begin anew every time: it is left to the user."""
+    from .pipeline.slurm import requeue
+
+    anew = "--overwrite" in sys.argv
+    typer.echo(f"stopped: {error}{' (without --overwrite)' if anew else ''}", err=True)
+    job = None if anew else requeue()
+    if job is not None:
+        typer.echo(f"Slurm job {job} is back in the queue and will continue", err=True)
+    return EXIT_STOPPED if job is None else EXIT_OK
 
 
 def _silence_stdout() -> None:
@@ -89,17 +100,6 @@ app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_teachers.app, name="teachers")
 
-RunOption = Annotated[Path, typer.Option("-r", "--run", metavar="DIR", help="The run's folder.")]
-TeacherOption = Annotated[
-    list[str] | None,
-    typer.Option("--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."),
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start this stage anew.")]
-StrictOption = Annotated[
-    bool,
-    typer.Option("--strict", help="Refuse missing files and teachers without features instead of going on."),
-]
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -123,19 +123,14 @@ STAGES = {"extract-pose", "train-teacher", "extract-teachers", "train-proxies", 
 
 def _stop_before_start() -> None:
     """Until a stage listens to stop signals itself, one ends the process at once: nothing has been begun."""
+
+    def end(*_: object) -> None:
+        from .pipeline.slurm import stopped_exit_code
+
+        os._exit(stopped_exit_code())
+
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
-
-
-def _open(run: Path, overrides: Sequence[str] | None, teachers: Sequence[str] | None = None) -> Run:
-    from .pipeline.rundir import Run
-
-    opened = Run.open(run, overrides or ())
-    for key in teachers or ():
-        if key not in opened.config.teachers:
-            pool = list(opened.config.teachers)
-            raise UsageError(f"no teacher {key!r}{cli_data.did_you_mean(key, pool)}; the pool has {', '.join(pool)}")
-    return opened
+        signal.signal(number, end)
 
 
 @app.command()
@@ -183,25 +178,13 @@ def train_teacher(
     """Train a teacher on the data set's labels.
 
     For exo_rgb (video) and exo_skl (skeletons), whose weights nobody publishes."""
-    opened = _open(run, overrides, [key])
+    opened = open_run(run, overrides, [key])
     from .stages.train_teacher import train_teacher as stage
 
     stage(opened, key, overwrite=overwrite)
 
 
-@app.command("extract-teachers")
-def extract_teachers(
-    run: RunOption = Path(),
-    teacher: TeacherOption = None,
-    overrides: SetOption = None,
-    overwrite: OverwriteOption = False,
-    strict: StrictOption = False,
-) -> None:
-    """Stage 1: features of the frozen teachers."""
-    opened = _open(run, overrides, teacher)
-    from .stages.extract_teachers import extract_teachers as stage
-
-    stage(opened, teacher, overwrite=overwrite, strict=strict)
+app.command("extract-teachers")(cli_extract.extract_teachers)
 
 
 @app.command("train-proxies")
@@ -215,7 +198,7 @@ def train_proxies(
     """Stage 2: a proxy per teacher.
 
     Trains each and stores its outputs on the train split."""
-    opened = _open(run, overrides, teacher)
+    opened = open_run(run, overrides, teacher)
     from .stages.train_proxies import train_proxies as stage
 
     stage(opened, teacher, overwrite=overwrite, strict=strict)
@@ -231,7 +214,7 @@ def distill(
     """Stage 3: merge the proxies, train the student.
 
     The student learns by Selective Proxy Distillation, from the merged proxies."""
-    opened = _open(run, overrides)
+    opened = open_run(run, overrides)
     from .stages.distill import distill as stage
 
     stage(opened, overwrite=overwrite, strict=strict)
@@ -249,7 +232,7 @@ def evaluate(
     """Accuracy on the test split.
 
     Top-1, top-5 and mean class accuracy."""
-    opened = _open(run, overrides)
+    opened = open_run(run, overrides)
     from .stages.evaluate import evaluate as stage
 
     stage(opened, model=model, overwrite=overwrite)
@@ -258,7 +241,7 @@ def evaluate(
 @app.command()
 def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOption = None) -> None:
     """What is done, running, stale or failed."""
-    opened = _open(run, overrides)
+    opened = open_run(run, overrides)
     from .stages.status import print_status
     from .stages.status import status as stage
 
@@ -270,6 +253,7 @@ def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetO
 
 
 app.command("verify")(cli_verify.verify)
+app.command("submit", context_settings={"allow_extra_args": True})(cli_submit.submit)
 
 
 @app.command()
@@ -298,7 +282,7 @@ def config_show(run: RunOption = Path(), overrides: SetOption = None) -> None:
     """Print the configuration in force."""
     from .pipeline.configfile import dump_config
 
-    typer.echo(dump_config(_open(run, overrides).config), nl=False)
+    typer.echo(dump_config(open_run(run, overrides).config), nl=False)
 
 
 def main() -> None:
