@@ -38,8 +38,8 @@ class Outlook:
         views: list[View] = sorted({teacher.view for teacher in teachers if teacher.reads in {"frames", "clip"}})
         self.watched += [(clip, views) for clip in clips]
 
-    def hours(self) -> float | None:
-        """About how many hours of video are watched, each view counted; None where no file says how long it is.
+    def seconds(self) -> float | None:
+        """About how many seconds of video are watched, each view counted; None where no file says how long it is.
 
         Segments are known from the table; of whole files a few say how long they are, and stand for the others.
         """
@@ -53,8 +53,8 @@ class Outlook:
         sampled = unknown[:: max(1, len(unknown) // _SAMPLED)][:_SAMPLED]
         found = [max(0.0, whole - start) for path, start in sampled if (whole := header_seconds(path)) is not None]
         if unknown and not found:
-            return known / 3600 if known else None
-        return (known + len(unknown) * (statistics.fmean(found) if found else 0.0)) / 3600
+            return known or None
+        return known + len(unknown) * (statistics.fmean(found) if found else 0.0)
 
 
 def foresee(

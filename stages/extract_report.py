@@ -30,10 +30,10 @@ def announce(run: Run, outlook: Outlook, teachers: list[str], rows_per_shard: in
         f"extract-teachers: {outlook.clips} of {clips} clips in {count(outlook.shards, 'shard')} of at most "
         f"{rows_per_shard}, {count(len(teachers), 'teacher')} ({', '.join(teachers)})"
     )
-    hours = outlook.hours()
-    if hours is not None:
+    seconds_watched = outlook.seconds()
+    if seconds_watched is not None:
         views = "ego and exo counted apart" if len({view for _, some in outlook.watched for view in some}) > 1 else ""
-        say(f"  about {hours:.1f} hours of video{f' ({views})' if views else ''}")
+        say(f"  about {duration(seconds_watched)} (h:mm:ss) of video{f' ({views})' if views else ''}")
     if is_url(run.config.cache.root):
         say(f"  at most {_size(outlook.bytes)} in {count(outlook.files, 'object')} into {run.config.cache.root}")
     else:
@@ -132,10 +132,14 @@ def _write_failures(path: Path, failures: Mapping[str, list[Failure]]) -> None:
         files.write_bytes(path, data)
 
 
+_UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
 def _existing(path: Path) -> Path:
     """The folder itself or the nearest one above it that is there."""
     return next(folder for folder in (path, *path.resolve().parents) if folder.exists())
 
 
 def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    unit = next((unit for unit, size in _UNITS.items() if count >= size), "kB")
+    return f"{count / _UNITS[unit]:.1f} {unit}"

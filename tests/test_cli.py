@@ -252,7 +252,10 @@ def test_stages_get_what_was_asked(run: Path, stage: Callable[..., list[Any]], m
     call("evaluate", "--model", "proxy:ego_dino")
     ((opened, teachers, options),) = calls["extract_teachers"]
     assert (opened.root, opened.config.seed) == (run, 3)
-    assert (list(teachers), options) == (["ego_dino", "exo_skl"], {"overwrite": True, "strict": False, "options": ExtractOptions()})
+    assert (list(teachers), options) == (
+        ["ego_dino", "exo_skl"],
+        {"overwrite": True, "strict": False, "options": ExtractOptions()},
+    )
     ((_, nobody, options),) = calls["train_proxies"]
     assert (nobody, options) == (None, {"overwrite": False, "strict": True})
     ((opened, options),) = calls["distill"]
