@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,8 @@ def children(pid: int) -> list[psutil.Process]:
 
 def kill(pid: int) -> None:
     """SIGKILL, if it is there."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         psutil.Process(pid).kill()
-    except psutil.NoSuchProcess:
-        pass
 
 
 @pytest.fixture(scope="session")

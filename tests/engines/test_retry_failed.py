@@ -28,7 +28,13 @@ def failed(run: Path) -> list[str]:
         return [row["clip_id"] for row in csv.DictReader(handle)]
 
 
-@pytest.mark.parametrize("engine", [[], ["--task-index", 1, "--num-tasks", 2], ["--workers", 2], ["--engine", "dask"]])
+SHARE = ["--task-index", 1, "--num-tasks", 2]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [[], *(pytest.param(e, marks=pytest.mark.slow) for e in (SHARE, ["--workers", 2], ["--engine", "dask"]))],
+)
 def test_a_failed_clip_is_tried_again_and_its_neighbours_keep_their_bytes(
     engine: list[Any],
     colours: Callable[..., Path],
