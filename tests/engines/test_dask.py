@@ -90,6 +90,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_restarted(
     colours: Callable[..., Path], cluster: Any, start: Any, until: Any, lines: Any, chunks: Any, tasks: Any
 ) -> None:

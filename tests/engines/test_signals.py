@@ -33,7 +33,7 @@ def undisturbed(colours: Callable[..., Path], chunks: Any) -> dict[str, bytes]:
     [
         (["--set", "compute.workers=2"], signal.SIGUSR2),
         (["--workers", 2, "--set", "compute.workers=2"], signal.SIGTERM),
-        (["--engine", "dask", "--workers", 2], signal.SIGUSR1),
+        pytest.param(["--engine", "dask", "--workers", 2], signal.SIGUSR1, marks=pytest.mark.slow),
     ],
 )
 def test_fault_02_a_stop_signal_to_the_group_drops_the_shard_and_exits_75(

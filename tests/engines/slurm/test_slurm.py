@@ -105,6 +105,7 @@ def test_preempted_tasks_put_themselves_back_in_the_queue(
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_a_cancelled_job_does_not_come_back(
     slurm: Path, colours: Any, monkeypatch: Any, ask: Any, job: Any, until: Any, lines: Any
 ) -> None:
@@ -154,6 +155,7 @@ def test_dask_workers_as_jobs_of_which_one_is_cancelled(
     until(lambda: not ask("squeue", "-h", "-o", "%A").split(), 30)
 
 
+@pytest.mark.slow
 def test_proxies_of_different_teachers_train_side_by_side(slurm: Path, run: Path, job: Any, finish: Any) -> None:
     first = submit("extract-teachers", "--run", run)
     finish(run, first)
