@@ -65,7 +65,14 @@ class ExtractConfig(Section):
     """Stage 1: running the teachers."""
 
     batch_clips: Positive = 8
-    """Clips per forward pass; does not change which features are stored."""
+    """Clips per forward pass; does not change which features are stored. A GPU without the memory gets fewer."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the teachers. auto: bf16 on a GPU, fp32 on a CPU, or what the features that are there were made
+    with. Reduced precision is compared with fp32 on a few clips first; where it differs too much, auto takes fp32."""
+    decode_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds, plus one for every megabyte of the file, after which a decoder counts as hanging and is replaced."""
+    frames_gb: Annotated[float, Field(gt=0)] = 2.0
+    """Memory, 1e9 bytes, that decoded frames may take while they wait for the teachers; decoders pause above it."""
     min_coverage: Fraction = 0.95
     """Least share of clips with features, per teacher, among those whose row names the input; less exits with 3."""
 
@@ -323,7 +330,7 @@ class ComputeConfig(Section):
     threads: Positive | None = None
     """Threads of the arithmetic on a CPU; null: all cores. Results repeat bit for bit at a fixed number."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that decode videos for training (0: in the main process), threads that do for extraction."""
+    """Processes that decode videos (0: in the main process)."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory that a training's targets may take, 1e9 bytes; null: half of what is free. More of them are mapped from a
     file under the run, which slows training where the disk is slow."""

@@ -30,7 +30,8 @@ PARTIAL = ".partial"
 _BLOCK = 1 << 20
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL}
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-_PAUSES = (0.1, 0.5, 2.0, 8.0)  # seconds
+PAUSES = (0.1, 0.5, 2.0, 8.0)
+"""Seconds before each further try, where the machine may get over an error."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 
@@ -239,7 +240,7 @@ def locked(path: StrPath) -> Iterator[None]:
 
 def _patiently(act: Callable[[], None]) -> None:
     """Do it, and where a network file system fails for a moment, again after a pause, up to four times."""
-    for pause in _PAUSES:
+    for pause in PAUSES:
         try:
             return act()
         except OSError as error:

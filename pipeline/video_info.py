@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from ..errors import UniegoError
 
 StrPath = str | os.PathLike[str]
-Reason = Literal["missing", "unreadable", "no_video", "truncated"]
+Reason = Literal["missing", "unreadable", "no_video", "truncated", "decoder_timeout", "decoder_crash"]
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _DENIED = {errno.EACCES, errno.EPERM}
@@ -24,13 +25,15 @@ _MACHINE = {
     errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNRESET,
 }  # fmt: skip
 _BLOCK = 1 << 20
+_MUCH = 1 << 28
 
 
 class VideoError(UniegoError):
     """A video file that cannot give the pictures asked for; the fault lies in the file, not in the machine.
 
     `reason`: missing (no such file), unreadable (no video container, not permitted, or pictures that do not decode),
-    no_video (no video stream), truncated (the file ends before the pictures asked for). `path`: the file.
+    no_video (no video stream), truncated (the file ends before the pictures asked for), decoder_timeout and
+    decoder_crash (a decoder process hung or died on it, twice). `path`: the file.
     """
 
     def __init__(self, reason: Reason, path: StrPath, message: str) -> None:
@@ -83,11 +86,15 @@ def refuse(path: StrPath, error: Exception, what: str) -> Exception:
     """The error to raise when a decoding library failed on `path` with `error` while doing `what`.
 
     Libraries report a damaged file and a failing disk alike, so the file is read through: if that fails, its
-    `OSError` is the answer (and passes as one); a file that reads well is itself at fault, a `VideoError`.
+    `OSError` is the answer (and passes as one); a file that reads well is itself at fault, a `VideoError`. A damaged
+    file may also ask for absurd amounts of memory: it is at fault as long as there is memory to be had.
     """
     number = getattr(error, "errno", None)
-    if isinstance(error, MemoryError) or (number in _MACHINE and number != errno.EIO):
-        return error if isinstance(error, MemoryError) else OSError(number, str(error), os.fspath(path))
+    if isinstance(error, MemoryError):
+        if not _memory_left():
+            return error
+    elif number in _MACHINE and number != errno.EIO:
+        return OSError(number, str(error), os.fspath(path))
     try:
         with Path(path).open("rb", buffering=0) as file:
             head = file.read(12)
@@ -99,3 +106,12 @@ def refuse(path: StrPath, error: Exception, what: str) -> Exception:
     if what == "opening" and head[4:8] == b"ftyp":
         return VideoError("truncated", path, f"an MP4 file whose index cannot be read; cut short? {text}")
     return VideoError("unreadable", path, text)
+
+
+def _memory_left() -> bool:
+    """Whether this process may still have some memory, more than frames usually need."""
+    try:
+        mmap.mmap(-1, _MUCH).close()
+    except (OSError, MemoryError):
+        return False
+    return True

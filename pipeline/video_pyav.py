@@ -54,6 +54,7 @@ class PyAVVideo:
         unique, where = np.unique(wanted, return_inverse=True)
         sink = _Sink(self.info, self._source.table, unique)
         if not self._seek or not self._fast(sink):
+            sink = _Sink(self.info, self._source.table, unique)  # what a broken stretch gave may lean on damage
             self._plain(sink)
         sink.check()
         return sink.pictures if np.array_equal(unique, wanted) else sink.pictures[where]
@@ -109,7 +110,10 @@ class PyAVVideo:
         raise _Broken(f"no seek finds the key frame at time stamp {pts}")
 
     def _plain(self, sink: _Sink) -> None:
-        """Decode everything from the beginning until the last wanted frame."""
+        """Decode everything from the beginning until the last wanted frame, and look at what is still in the decoder:
+
+        the wanted frame may lean on pictures that are shown after it.
+        """
         source = self._source
         source.reopen()
         number = 0
@@ -118,13 +122,14 @@ class PyAVVideo:
                 self._take(picture, number, sink)
                 number += 1
             if sink.complete:
-                return
+                break
         try:
             for picture in source.stream.decode(None):
                 self._take(picture, number, sink)
                 number += 1
         except LIBRARY_ERRORS as error:
-            raise refuse(source.path, error, "decoding the last pictures") from error
+            if not sink.complete:
+                raise refuse(source.path, error, "decoding the last pictures") from error
 
     def _decode(self, packet: Any, place: int, sink: _Sink) -> Sequence[Any]:
         try:

@@ -196,9 +196,7 @@ class Source:
         """Matroska says where the stream should end, and breaks off without an error if cut."""
         if not table.ordered or not self.container.format.name.startswith("matroska"):
             return
-        text = self.stream.metadata.get("DURATION")
-        hours, minutes, rest = text.split(":") if text and text.count(":") == 2 else ("0", "0", "0")
-        stated = float(hours) * 3600 + float(minutes) * 60 + float(rest)
+        stated = _stated_seconds(self.stream.metadata.get("DURATION"))
         if stated == 0 and len(self.container.streams) == 1 and self.container.duration:
             stated = self.container.duration / 1e6
         end = float(table.pts[-1] * self.stream.time_base)
@@ -231,6 +229,15 @@ class Source:
             codec=stream.codec_context.codec.canonical_name,
             has_duration=stream.duration is not None,
         )
+
+
+def _stated_seconds(text: str | None) -> float:
+    """Seconds of a tag "hours:minutes:seconds"; 0 if there is none that can be read."""
+    try:
+        hours, minutes, rest = (float(part) for part in (text or "").split(":"))
+    except ValueError:
+        return 0.0
+    return hours * 3600 + minutes * 60 + rest
 
 
 def quarter_turns(picture: Any) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..cache import FeatureStore
@@ -75,3 +77,11 @@ def compare_libraries(stores: Sequence[FeatureStore], made: Mapping[str, Any], *
                 f"{store.path.name}: the first shards were made with other libraries ({changes}); further ones may "
                 "differ by rounding. `uniego verify --recompute 8` compares, --strict refuses"
             )
+
+
+def least_cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """The smallest cosine between rows [T, D] of two features; 1 between two rows of zeros."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    same = (a == b).all(axis=-1)
+    return float(np.where(same, 1.0, (a * b).sum(axis=-1) / np.where(norms == 0, np.inf, norms)).min())

@@ -39,13 +39,23 @@ def build_teachers(run: Run, keys: Sequence[str]) -> dict[str, Teacher]:
 
 
 def open_store(
-    run: Run, index: ClipIndex, teacher: Teacher, made: Mapping[str, Any], overwrite: bool, task: str
+    run: Run,
+    index: ClipIndex,
+    teacher: Teacher,
+    made: Mapping[str, Any],
+    cosine: float | None,
+    overwrite: bool,
+    task: str,
 ) -> FeatureStore:
-    """Make or open the store of a teacher; `task` names this writer's ledger. Raises `FingerprintMismatch`."""
+    """Make or open the store of a teacher; `task` names this writer's ledger. Raises `FingerprintMismatch`.
+
+    `cosine`: of its features to those in fp32 where that was measured.
+    """
     path = teacher_path(run, teacher.key)
     if overwrite and path.exists():
         remove_store(path)
-    attributes = {**_attributes(teacher), "made_with": made}
+    reduced = {} if cosine is None else {"precision": {"dtype": teacher.precision, "cosine_to_fp32": cosine}}
+    attributes = {**_attributes(teacher), "made_with": {**made, **reduced}}
     return FeatureStore.create(
         path, index, _arrays(run, teacher), fingerprint(run, teacher), attributes, task, maker(made)
     )
@@ -70,13 +80,17 @@ def row_bytes(run: Run, teacher: Teacher) -> int:
 
 
 def fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
-    """What decides about a teacher's stored features: weights, preparation, picks, decoder, dtype."""
+    """What decides about a teacher's stored features: weights, preparation, picks, decoder, arithmetic, dtype.
+
+    fp32 goes without saying, as in caches that are older than the choice.
+    """
     decoder = backend_identity(run.config.video.backend) if teacher.reads in {"frames", "clip"} else {}
     return {
         "teacher": teacher.fingerprint(),
         "picks": "as stored" if teacher.reads == "stored" else "centres of equal parts of the clip",
         "decoder": decoder,
         "dtype": run.config.cache.dtype,
+        **({} if teacher.precision == "fp32" else {"precision": teacher.precision}),
     }
 
 

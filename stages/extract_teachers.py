@@ -24,6 +24,7 @@ from .extract_outlook import foresee
 from .extract_plan import Plan
 from .extract_report import announce, report
 from .extract_stores import build_teachers, existing_store, open_store
+from .precision import settle_precision
 from .rows import record_rows
 from .shard_size import measured_rows, seconds_per_clip
 from .targets import row_keys
@@ -66,13 +67,19 @@ def extract_teachers(
         flag.check()
         probe = _Probe(run, built, device, flag)
         if options.dry_run:
+            settle_precision(run, list(built.values()), device, flag, overwrite=overwrite)
             _foretell(run, built, probe, overwrite)
             return
         made = made_with(run.config, device)
         with run.alone(flag.check):
+            run.record_sources()
+            cosines = settle_precision(run, list(built.values()), device, flag, overwrite=overwrite)
             index = _plan_rows(run, built, probe)
             task = (options.share or Share()).task
-            stores = {key: open_store(run, index, teacher, made, overwrite, task) for key, teacher in built.items()}
+            stores = {
+                key: open_store(run, index, teacher, made, cosines.get(key), overwrite, task)
+                for key, teacher in built.items()
+            }
             for key, store in stores.items():
                 run.record_extraction(key, store.fingerprint)
         plan = Plan.of(run, index, stores, options.share or Share(), options.retry_failed)
@@ -105,7 +112,6 @@ class _Probe:
 
 
 def _plan_rows(run: Run, teachers: Mapping[str, Teacher], probe: _Probe) -> ClipIndex:
-    run.record_sources()
     clips, rows = run.table().clips, None
     if not ClipIndex.exists(run.cache_root):
         rows = measured_rows(run.config, len(teachers), len(clips), probe.seconds)

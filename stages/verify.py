@@ -18,8 +18,9 @@ from ..pipeline.clips import Clip
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
-from .compute import made_with, maker, prepare
+from .compute import least_cosine, made_with, maker, prepare
 from .extract_stores import fingerprint
+from .precision import precision_of
 from .shard_work import ShardWork
 from .targets import open_index, open_teacher, row_keys
 from .train_teacher import in_force
@@ -72,6 +73,7 @@ def verify(
             if key in sound:
                 store = open_teacher(run, index, key)
                 teacher = build_teacher(key, in_force(run, key)).to(device)
+                teacher.precision = precision_of(store.fingerprint)
                 _refuse_other(run, store, teacher)
                 _Recomputation(run, store, teacher, made_here, mark).check(recompute, report)
     return report
@@ -161,14 +163,6 @@ class _Recomputation:
         if entry is not None and entry.maker == self._made_here and entry.revision == 0:
             return f"other bytes on the same device and software (cosine {cosine:.6f})"
         return f"cosine {cosine:.6f}, below {LEAST_COSINE}" if cosine < LEAST_COSINE else ""
-
-
-def least_cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """The smallest cosine between rows [T, D] of two features; 1 between two rows of zeros."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    same = (a == b).all(axis=-1)
-    return float(np.where(same, 1.0, (a * b).sum(axis=-1) / np.where(norms == 0, np.inf, norms)).min())
 
 
 def _draw(seed: int, clip: Clip) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Teacher
+from .base import Precision, Teacher
 from .config import TeacherConfig, View
 from .facts import TEACHER_VIEWS, TEACHERS, TeacherFacts
 from .precomputed import PrecomputedTeacher
@@ -15,6 +15,7 @@ __all__ = [
     "TEACHERS",
     "TEACHER_VIEWS",
     "FeatureFileError",
+    "Precision",
     "PrecomputedTeacher",
     "Teacher",
     "TeacherConfig",

@@ -16,6 +16,9 @@ from .facts import TEACHERS, licence_of
 from .weights import state_hash
 
 Reads = Literal["frames", "clip", "skeleton", "stored"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(ABC):
@@ -35,12 +38,16 @@ class Teacher(ABC):
         is_random: the weights are untrained; features carry no knowledge. A class may set it itself.
         code_hash: hash of the source file of a user's own class, None for the teachers of this package.
         module: the network, in eval mode, float32, without gradients.
+        prepares_on_device: whether `prepare` may be given frames on `device`, and then answers there.
+        precision: arithmetic of `features`: below fp32, PyTorch's autocast.
 
-    Use: `prepare` each clip (on the CPU, in any thread), then `features` of a list of prepared clips.
+    Use: `prepare` each clip (in any thread), then `features` of a list of prepared clips.
     """
 
     reads: Reads
     needs_pose: bool = False
+    prepares_on_device: bool = False
+    precision: Precision = "fp32"
     code_hash: str | None = None
 
     def __init__(
@@ -71,10 +78,11 @@ class Teacher(ABC):
 
     @abstractmethod
     def prepare(self, frames: Tensor | None = None, pose: Pose | None = None) -> Tensor:
-        """Bring one clip into the network's form, on the CPU, without random choices.
+        """Bring one clip into the network's form, without random choices.
 
         Args:
-            frames: uint8 [T, H, W, 3] with T = `self.frames`, RGB; for all but `skeleton`.
+            frames: uint8 [T, H, W, 3] with T = `self.frames`, RGB; for all but `skeleton`. On the CPU, unless
+                `prepares_on_device`.
             pose: the whole clip's skeleton, if `needs_pose`; frames lie at the centres of equal parts of it.
 
         Returns:
@@ -112,7 +120,9 @@ class Teacher(ABC):
             groups.setdefault(clip.shape, []).append(index)
         for indices in groups.values():
             stacked = torch.stack([clips[index] for index in indices]).to(self.device)
-            out[indices] = self.check(self.forward(stacked), len(indices)).float()
+            with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+                features = self.forward(stacked)
+            out[indices] = self.check(features, len(indices)).float()
         return out
 
     def check(self, features: Tensor, clips: int | None = None) -> Tensor:

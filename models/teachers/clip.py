@@ -30,6 +30,7 @@ class ClipTeacher(Teacher):
     """
 
     reads = "clip"
+    prepares_on_device = True
 
     def __init__(self, key: str, view: View, config: TeacherConfig) -> None:
         source = required_source(key, config)

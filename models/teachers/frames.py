@@ -24,6 +24,7 @@ class FrameTeacher(Teacher):
     """One feature row per frame; with `crop: hands`, of a square round the forearms."""
 
     reads = "frames"
+    prepares_on_device = True
 
     def __init__(self, key: str, view: View, config: TeacherConfig) -> None:
         network = load_image_network(key, config)

@@ -96,12 +96,24 @@ def check_frames(frames: Tensor) -> None:
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Antialiased resize of uint8 [n, 3, H, W] to (height, width) `size`."""
+    """Antialiased resize of uint8 [n, 3, H, W] to (height, width) `size`.
+
+    On a GPU through float32, since there is no other way there: rounded once and not after each direction, values
+    differ by a level, and by more where sharp edges overshoot.
+    """
     if tuple(images.shape[2:]) == size:
         return images.contiguous()
+    if images.device.type != "cpu":
+        return resize_float(images, size, mode)
     images = images.contiguous(memory_format=torch.channels_last)
     out = F.interpolate(images, size=size, mode=mode, antialias=True, align_corners=False)
     return out.contiguous()
+
+
+def resize_float(images: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """`resize` computed in float32, on any device."""
+    out = F.interpolate(images.float(), size=size, mode=mode, antialias=True, align_corners=False)
+    return out.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def short_side(height: int, width: int, side: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from ..compute import made_with, maker, prepare
 from ..extract_plan import Piece
 from ..extract_stores import fingerprint
 from ..extraction import extract_shards
+from ..precision import precision_of
 from ..targets import row_keys, teacher_path
 from ..train_teacher import in_force
 
@@ -83,6 +84,7 @@ class Workplace:
             )
         teachers = {key: build_teacher(key, in_force(run, key)) for key in job.fingerprints}
         for key, teacher in teachers.items():
+            teacher.precision = precision_of(job.fingerprints[key])
             different = fingerprint_difference(job.fingerprints[key], fingerprint(run, teacher))
             if different:
                 advice = "All machines need the same weights and the same versions; mend this one."

@@ -126,7 +126,10 @@ def test_a_new_teacher_may_be_added_whole(file: Path) -> None:
     [
         ("proxies.train.epoch=3", "proxies.train.epoch: unknown field; did you mean 'epochs'?"),
         ("proxy.train.epochs=3", "proxy: unknown field; did you mean 'proxies'?"),
-        ("extract.zzz=3", "extract.zzz: unknown field; here are batch_clips, min_coverage"),
+        (
+            "extract.zzz=3",
+            "extract.zzz: unknown field; here are batch_clips, precision, decode_timeout_s, frames_gb, min_coverage",
+        ),
         ("teachers.ego_dino.fames=3", "teachers.ego_dino.fames: unknown field; did you mean 'frames'?"),
         ("teachers.ego_dno.frames=3", "no teacher 'ego_dno'; did you mean 'ego_dino'?"),
         ("teachers.ego_dino.network=vit", "teachers.ego_dino.network: 'vit': expected dinov2"),

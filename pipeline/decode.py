@@ -1,0 +1,88 @@
+"""One piece of decoding: the frames of one clip of one view that several readers want, as one job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UniegoError
+from .sampling import spread_indices
+from .video import VideoError, open_video, segment
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """Decode a segment of a video, seconds as for `segment`, at the frames that all readers together want.
+
+    `counts`: numbers of frames wanted, each spread over the segment (`spread_indices`). None at all: only what the
+    video says about itself.
+    """
+
+    path: str
+    start_s: float | None
+    end_s: float | None
+    counts: tuple[int, ...]
+    backend: str = "pyav"
+
+
+class Shape(NamedTuple):
+    """Frames per second, height and width in pixels (upright) of a video that could be opened."""
+
+    fps: float
+    height: int
+    width: int
+
+
+@dataclass
+class Decoded:
+    """What a job gave: `frames` uint8 [U, H, W, 3] of the file's own size, or `error`.
+
+    `shape`: None if the video could not be opened. `length`: frames of the segment. `numbers`: int64 [U], which of
+    them the frames are, ascending. `nbytes`: memory that the frames take.
+    """
+
+    shape: Shape | None = None
+    length: int = 0
+    numbers: npt.NDArray[np.int64] | None = None
+    frames: npt.NDArray[np.uint8] | None = None
+    error: VideoError | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.frames is None else self.frames.nbytes
+
+    def places(self, count: int) -> npt.NDArray[np.int64]:
+        """Where in `frames` the `count` frames lie that are spread over the segment: int64 [count]."""
+        assert self.numbers is not None
+        return np.searchsorted(self.numbers, spread_indices(self.length, count))
+
+
+def decode(job: DecodeJob) -> Decoded:
+    """Carry a job out. A `VideoError` is part of the result, and so is what nobody foresaw of a damaged file.
+
+    Raises `UsageError` as `open_video` and `segment` do; `OSError` and `MemoryError` if the machine fails.
+    """
+    shape = None
+    try:
+        with open_video(job.path, job.backend) as video:
+            shape = Shape(video.info.fps, video.info.height, video.info.width)
+            if not job.counts:
+                return Decoded(shape)
+            first, end = segment(video.info, job.start_s, job.end_s)
+            numbers = union(end - first, job.counts)
+            return Decoded(shape, end - first, numbers, video.frames(numbers + first))
+    except VideoError as error:
+        return Decoded(shape, error=error)
+    except (UniegoError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        return Decoded(shape, error=VideoError("unreadable", job.path, f"{type(error).__name__}: {error}"))
+
+
+def union(length: int, counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Frames that all counts together want of a segment of `length` frames: int64 [U], ascending."""
+    return np.unique(np.concatenate([spread_indices(length, count) for count in counts]))
