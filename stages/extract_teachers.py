@@ -6,6 +6,8 @@ of clips is the unit of work: it is written whole or not at all, by whichever pr
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,6 +32,7 @@ from .shard_size import measured_rows, seconds_per_clip
 from .targets import row_keys
 
 _WORTH_A_PROBE = 64  # clips: fewer are done before one has measured
+_LONG = 5.0  # seconds of waiting before it is told
 
 
 def extract_teachers(
@@ -71,7 +74,7 @@ def extract_teachers(
             _foretell(run, built, probe, overwrite)
             return
         made = made_with(run.config, device)
-        with run.alone(flag.check):
+        with run.alone(_Waiting(flag)):
             run.record_sources()
             cosines = settle_precision(run, list(built.values()), device, flag, overwrite=overwrite)
             index = _plan_rows(run, built, probe)
@@ -92,6 +95,19 @@ def extract_teachers(
         else:
             say(f"extract-teachers: {_all_there(keys, options)}, nothing to do")
         report(run, plan, stores, options.min_coverage, flag.check)
+
+
+class _Waiting:
+    """Called while another process plans: looks at the stop flag, and says once what is waited for."""
+
+    def __init__(self, flag: StopFlag) -> None:
+        self._flag, self._since = flag, time.monotonic()
+
+    def __call__(self) -> None:
+        self._flag.check()
+        if time.monotonic() - self._since > _LONG:
+            self._since = math.inf
+            say("extract-teachers: another process plans this extraction; waiting for it")
 
 
 class _Probe:

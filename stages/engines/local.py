@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -74,6 +75,7 @@ class _Crew:
     def start(self, task: str, job: Job, device: str, pieces: Sequence[Piece]) -> None:
         """Start a process; it ends by itself."""
         context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # begun with the first process, it would let signals through again
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, task, job, device, list(pieces)), name=task)
         with held_back():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 from uniego import cli
 from uniego.errors import UsageError
+from uniego.pipeline.rundir import Run
 from uniego.stages.extract_options import ExtractOptions, Share
 
 
@@ -102,3 +104,15 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, "object storage" in result.output) == (2, True)
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
     assert "with --array it would take its share" in call("extract-teachers", "--run", run, "--dry-run").output
+
+
+@pytest.mark.fault
+def test_a_task_that_waits_for_the_plan_stops_when_asked(run: Path, start: Any, until: Any) -> None:
+    opened = Run.open(run)
+    with opened.alone(lambda: None):  # as a process does that measures
+        process = start("extract-teachers", "--run", run)
+        waiting: list[str] = []
+        until(lambda: waiting.append(process.stdout.readline()) or "another process plans" in waiting[-1])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 75
+    assert not (run / "cache" / "index.json").exists()
