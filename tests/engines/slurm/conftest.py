@@ -127,14 +127,15 @@ def _end(daemons: list[subprocess.Popen[bytes]]) -> None:
         _ask("scancel", job)
     psutil.wait_procs(steps, timeout=20)
     for daemon in reversed(daemons):
-        for child in psutil.Process(daemon.pid).children(recursive=True) if daemon.poll() is None else ():
-            child.kill()
+        family = psutil.Process(daemon.pid).children(recursive=True) if daemon.poll() is None else []
         daemon.terminate()
         try:
             daemon.wait(timeout=20)
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+        for child in psutil.wait_procs(family, timeout=2)[1]:
+            child.kill()
 
 
 def _free_ports() -> list[int]:
