@@ -15,9 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_cache, cli_clips, cli_data, cli_pose, cli_teachers, cli_verify
+from . import __version__, cli_cache, cli_clips, cli_data, cli_extract, cli_pose, cli_submit, cli_teachers, cli_verify
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
-from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
+from .cli_extract import OverwriteOption, StrictOption, TeacherOption
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -45,7 +46,10 @@ class _Commands(TyperGroup):
             code = exit_code(error)
             if code is None:
                 raise
-            _tell(error)
+            if isinstance(error, Stopped):
+                code = _stop(error)
+            else:
+                _tell(error)
             raise typer.Exit(code) from None
 
 
@@ -54,11 +58,22 @@ def _tell(error: BaseException) -> None:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         typer.echo("interrupted; the same command continues", err=True)
-    elif isinstance(error, Stopped):
-        hint = " (without --overwrite)" if "--overwrite" in sys.argv else ""
-        typer.echo(f"stopped: {error}{hint}", err=True)
     else:
         typer.echo(f"error: {error}", err=True)
+
+
+def _stop(error: Stopped) -> int:
+    """A stage stopped on a signal: 75; in a Slurm job that could be put back in the queue, 0.
+
+    With --overwrite the job would begin anew every time: it is left to the user."""
+    from .pipeline.slurm import requeue
+
+    anew = "--overwrite" in sys.argv
+    typer.echo(f"stopped: {error}{' (without --overwrite)' if anew else ''}", err=True)
+    job = None if anew else requeue()
+    if job is not None:
+        typer.echo(f"Slurm job {job} is back in the queue and will continue", err=True)
+    return EXIT_STOPPED if job is None else EXIT_OK
 
 
 def _silence_stdout() -> None:
@@ -83,16 +98,6 @@ app.add_typer(config_app, name="config")
 app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_teachers.app, name="teachers")
-
-TeacherOption = Annotated[
-    list[str] | None,
-    typer.Option("--teacher", metavar="KEY", help="Only this teacher; may be repeated. Default: the whole pool."),
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start this stage anew.")]
-StrictOption = Annotated[
-    bool,
-    typer.Option("--strict", help="Refuse missing files and teachers without features instead of going on."),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -126,8 +131,14 @@ STAGES = {
 
 def _stop_before_start() -> None:
     """Until a stage listens to stop signals itself, one ends the process at once: nothing has been begun."""
+
+    def end(*_: object) -> None:
+        from .pipeline.slurm import stopped_exit_code
+
+        os._exit(stopped_exit_code())
+
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda *_: os._exit(EXIT_STOPPED))
+        signal.signal(number, end)
 
 
 @app.command()
@@ -181,19 +192,7 @@ def train_teacher(
     stage(opened, key, overwrite=overwrite)
 
 
-@app.command("extract-teachers")
-def extract_teachers(
-    run: RunOption = Path(),
-    teacher: TeacherOption = None,
-    overrides: SetOption = None,
-    overwrite: OverwriteOption = False,
-    strict: StrictOption = False,
-) -> None:
-    """Stage 1: features of the frozen teachers."""
-    opened = open_run(run, overrides, teacher)
-    from .stages.extract_teachers import extract_teachers as stage
-
-    stage(opened, teacher, overwrite=overwrite, strict=strict)
+app.command("extract-teachers")(cli_extract.extract_teachers)
 
 
 app.command("prepare-clips")(cli_clips.prepare_clips)
@@ -265,6 +264,7 @@ def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetO
 
 
 app.command("verify")(cli_verify.verify)
+app.command("submit", context_settings={"allow_extra_args": True})(cli_submit.submit)
 
 
 @app.command()

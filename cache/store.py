@@ -118,9 +118,9 @@ class FeatureStore:
         return store
 
     @classmethod
-    def open(cls, path: files.StrPath, index: ClipIndex, task: str = "local") -> FeatureStore:
+    def open(cls, path: files.StrPath, index: ClipIndex, task: str = "local", maker: str = "") -> FeatureStore:
         """Open an existing store; nothing is changed. Raises MissingInputError or IntegrityError."""
-        return cls(Path(path), index, task)
+        return cls(Path(path), index, task, maker)
 
     def pending(self, rows: npt.ArrayLike | None = None) -> list[int]:
         """Shards that are not written, or whose files are missing or of a wrong size.

@@ -18,7 +18,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,11 +125,11 @@ class Run:
         here = self.root.resolve() == Path.cwd()
         return f"uniego {words}" if here else f"uniego {words} --run {self.root}"
 
-    def record_sources(self) -> None:
+    def record_sources(self, *, keep: bool = True) -> None:
         """Look at all files of the table, and keep with the run what was seen; see `pipeline.sources`."""
         known = read_sources(self._sources_path) if self._sources_path.exists() else {}
         seen = measure(self.table().clips, known)
-        if not self._sources_path.exists() or known != seen:
+        if keep and (not self._sources_path.exists() or known != seen):
             files.write_json(self._sources_path, seen)
         self.__dict__["sources"] = seen
         self._identities.clear()
@@ -197,6 +197,20 @@ class Run:
     def is_extracting(self, teacher: str) -> bool:
         """Whether a living process is extracting a teacher."""
         return _is_locked(self._extract_lock(teacher))
+
+    @contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the run's lock for what one extraction does at a time: planning, and writing the table of failures.
+
+        `waiting` is called while another process has it, and may raise.
+        """
+        path = self.root / "extract" / "plan.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as handle:
+            while not _try_lock(handle):
+                waiting()
+                time.sleep(0.1)
+            yield
 
     def _extract_lock(self, teacher: str) -> Path:
         return self.root / "extract" / f"{teacher}.lock"

@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import FrameType, TracebackType
 from typing import Any
@@ -52,10 +54,37 @@ class StopFlag:
             raise Stopped(f"stopped on {self.requested}; run the same command again to continue")
 
 
+class ToldFlag(StopFlag):
+    """The flag of a worker process, which leaves signals to the process that started it and is told by it."""
+
+    def __init__(self, told: Callable[[], bool]) -> None:
+        super().__init__()
+        self._told = told
+
+    def __enter__(self) -> ToldFlag:
+        return self
+
+    def check(self) -> None:
+        """Raise `Stopped` if the worker was told to stop."""
+        if self._told():
+            raise Stopped("told to stop")
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Stop signals wait while the block starts children: these begin with them blocked, until `ignore_in_child`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_in_child() -> None:
     """Make this child process leave stop signals and Ctrl-C to its parent."""
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def end_with_parent() -> None:

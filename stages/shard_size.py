@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..cache import suggested_rows
 from ..models.teachers import Teacher
@@ -17,21 +17,21 @@ _TIMED = 4
 _LONG = 30.0  # seconds: a first clip that takes longer is measurement enough
 
 
-def measured_rows(config: RunConfig, teachers: Sequence[Teacher], clips: Sequence[Clip], flag: StopFlag) -> int:
-    """`cache.rows_per_shard`, or what a few timed clips of this table suggest; says what was chosen and why.
+def measured_rows(config: RunConfig, teachers: int, clips: int, seconds: Callable[[], float]) -> int:
+    """`cache.rows_per_shard`, or what so many clips and their measured time suggest; says what was chosen and why.
 
-    Few clips are not worth a measurement. Teachers must be on their device. Raises `Stopped` when asked to stop.
+    `seconds` measures how long a clip takes; few clips are not worth it.
     """
     if config.cache.rows_per_shard is not None:
         return config.cache.rows_per_shard
-    most = suggested_rows(len(clips))
+    most = suggested_rows(clips)
     if most <= suggested_rows(0):
         return most
-    seconds = seconds_per_clip(config, teachers, clips, flag)
-    rows = suggested_rows(len(clips), seconds)
+    taken = seconds()
+    rows = suggested_rows(clips, taken)
     say(
-        f"extract-teachers: {rows} clips per shard ({seconds:.2g} s a clip with {len(teachers)} teachers, so about "
-        f"{rows * seconds / 60:.1f} minutes a shard); fixed from now on, cache.rows_per_shard sets another number"
+        f"extract-teachers: {rows} clips per shard ({taken:.2g} s a clip with {teachers} teachers, so about "
+        f"{rows * taken / 60:.1f} minutes a shard); fixed from now on, cache.rows_per_shard sets another number"
     )
     return rows
 

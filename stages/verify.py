@@ -19,7 +19,7 @@ from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from .compute import least_cosine, made_with, maker, prepare
-from .extract_teachers import fingerprint
+from .extract_stores import fingerprint
 from .precision import precision_of
 from .shard_work import ShardWork
 from .targets import open_index, open_teacher, row_keys

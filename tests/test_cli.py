@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 from uniego import __version__, cli, errors
 from uniego.pipeline.configfile import load_config
+from uniego.stages.extract_options import ExtractOptions, Share
 
 STAGES = ["extract-teachers", "train-proxies", "distill", "evaluate"]
 
@@ -252,7 +253,17 @@ def test_stages_get_what_was_asked(run: Path, stage: Callable[..., list[Any]], m
     call("evaluate", "--model", "proxy:ego_dino")
     ((opened, teachers, options),) = calls["extract_teachers"]
     assert (opened.root, opened.config.seed) == (run, 3)
-    assert (list(teachers), options) == (["ego_dino", "exo_skl"], {"overwrite": True, "strict": False})
+    assert (list(teachers), options) == (
+        ["ego_dino", "exo_skl"],
+        {"overwrite": True, "strict": False, "options": ExtractOptions()},
+    )
+    tasks = ["--task-index", 1, "--num-tasks", 4, "--retry-failed", "--min-coverage", 0.5]
+    call("extract-teachers", "-r", run, *tasks)
+    wanted = ExtractOptions(Share(1, 4), retry_failed=True, min_coverage=0.5)
+    assert calls["extract_teachers"][1][2]["options"] == wanted
+    call("extract-teachers", "-r", run, "--engine", "dask", "--slurm-workers", 3, "--sbatch", "--mem=1G", "--dry-run")
+    wanted = ExtractOptions(engine="dask", slurm_workers=3, sbatch=("--mem=1G",), dry_run=True)
+    assert calls["extract_teachers"][2][2]["options"] == wanted
     ((_, nobody, options),) = calls["train_proxies"]
     assert (nobody, options) == (None, {"overwrite": False, "strict": True})
     ((opened, options),) = calls["distill"]

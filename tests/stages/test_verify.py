@@ -368,7 +368,7 @@ def test_fault_17_other_batches_and_workers_are_accepted(run: Run, rows_computed
 def test_fault_08_a_cache_that_cannot_be_written_is_refused_before_networks_are_built(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("uniego.stages.extract_teachers.build_teacher", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("uniego.stages.extract_stores.build_teacher", lambda *_: pytest.fail("built"))
     file = run.root / "run.yaml"
     with pytest.raises(UniegoError, match=r"features cannot be written to .*: Not a directory"):
         extract_teachers(Run.open(run.root, [f"cache.root={file}/cache"]))

@@ -1,0 +1,16 @@
+"""How long a video says it is, without reading more than its header: for estimates only."""
+
+from __future__ import annotations
+
+import os
+
+import av
+
+
+def header_seconds(path: str | os.PathLike[str]) -> float | None:
+    """Seconds that a file's header states; None where it states nothing or cannot be opened."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (av.FFmpegError, OSError, ValueError):
+        return None
