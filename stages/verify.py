@@ -18,7 +18,7 @@ from ..pipeline.clips import Clip
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
-from .compute import least_cosine, made_with, maker, prepare
+from .compute import least_cosine, made_with, maker, prepare, take_threads
 from .extract_stores import fingerprint
 from .precision import precision_of
 from .shard_work import ShardWork
@@ -72,6 +72,7 @@ def verify(
             say(f"verify: {checked.store}: {checked.shards} shards, {checked.read / 1e6:.1f} MB read")
     if recompute:
         device = prepare(run.config.compute)
+        take_threads(run.config.compute, device, [run.cache_root / key for key in run.choose(teachers)])
         made_here = maker(made_with(run.config, device))
         sound = {name for name in report.stores if not any(p[:2] == (name, None) for p in report.problems)}
         for key in run.choose(teachers):

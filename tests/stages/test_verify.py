@@ -168,6 +168,21 @@ def test_clips_whose_videos_are_out_of_reach_are_not_taken_for_bad(run: Run) -> 
     assert chunks(run) == before
 
 
+def test_extraction_computes_only_what_another_run_left_of_a_shard(run: Run) -> None:
+    """Its features may be imported ones, which nobody here can compute."""
+    store = FeatureStore.open(run.cache_root / "ego_dino", ClipIndex.open(run.cache_root))
+    rows = store.index.shard_rows(1)
+    values, status = store.read(rows, "features")[0].copy(), store.status(rows)
+    theirs = values * np.float16(0.5)
+    store.redo(1)
+    store.write_shard(1, {"features": theirs}, status * [1, 0, 1, 0])
+    extract_teachers(run)
+    found, present = store.read(rows, "features")
+    assert present.all()
+    np.testing.assert_array_equal(found[::2], theirs[::2])
+    np.testing.assert_allclose(found[1::2].astype(np.float32), values[1::2].astype(np.float32), rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(("maker", "bad"), [(None, True), ("elsewhere", False)])
 def test_equal_bytes_are_asked_for_on_the_same_software_alone(run: Run, maker: str | None, bad: bool) -> None:
     """The smallest change of a feature, in a shard that was made here or elsewhere."""
