@@ -29,6 +29,7 @@ def dask_workers(processes: list[Any]) -> list[Any]:
     return [p for p in processes if p.is_running() and "spawn_main" in " ".join(p.cmdline())]
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_nothing(
     colours: Callable[..., Path], start: Any, until: Any, lines: Any, chunks: Any, family: Any, full: bool
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_scheduler_that_is_restarted(
     assert all(name.startswith("dask-tcp-127-0-0-1-") for name in tasks(run))
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_stays_away_stops_the_work_in_words(
     colours: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +127,7 @@ def test_a_scheduler_that_stays_away_stops_the_work_in_words(
     assert "the same command continues when it is back" in result.output
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_its_workers_is_named_and_all_others_are_done(
     colours: Callable[..., Path], black: Path, start: Any, tmp_path: Path, chunks: Any
 ) -> None:

@@ -106,6 +106,7 @@ def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "with --array it would take its share" in call("extract-teachers", "--run", run, "--dry-run").output
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_a_task_that_waits_for_the_plan_stops_when_asked(run: Path, start: Any, until: Any) -> None:
     opened = Run.open(run)
