@@ -278,10 +278,12 @@ def test_fault_02_a_signal_to_the_whole_group_saves_and_leaves_nobody(
     command = [sys.executable, "-m", "uniego", "extract-teachers", "--run", str(run)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
-        while not list((run / "cache").glob("*/ledger/*.jsonl")) and time.monotonic() < deadline:
+        deadline, decoders = time.monotonic() + 60, []
+        while time.monotonic() < deadline and process.poll() is None:  # both decode, and rows are written
+            decoders = psutil.Process(process.pid).children(recursive=True)
+            if len(decoders) == 2 and list((run / "cache").glob("*/ledger/*.jsonl")):
+                break
             time.sleep(0.002)
-        decoders = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, number)
         _, err = process.communicate(timeout=60)
     finally:
