@@ -130,12 +130,19 @@ def mirror(url: str, folder: Path, small: Callable[[str], bool], lock: str = ".l
 
     Raises as `Objects`, and UsageError for a folder that holds anything else.
     """
-    remote, own = Objects(url), (STATE, MIRROR_LOCK, lock)
-    if not _state(folder) and folder.is_dir() and any(entry.name not in own for entry in folder.iterdir()):
+    remote = Objects(url)
+    others = _other_files(folder, (STATE, MIRROR_LOCK, lock))  # listed first: whose copies these are is written before
+    if others and not _state(folder):
         raise UsageError(f"{folder} is wanted for copies of what is in {url}, but holds other files: move them away")
     with files.locked(folder / lock):
         bring(remote, folder, small)
     return folder
+
+
+def _other_files(folder: Path, own: Collection[str]) -> list[str]:
+    """What a folder holds besides a mirror's own files, one of which may be about to get its name."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return [name for name in names if name not in own and not name.startswith(f".{STATE}.")]
 
 
 def bring(remote: Objects, folder: Path, small: Callable[[str], bool], parts: Collection[str] = ()) -> dict[str, Found]:

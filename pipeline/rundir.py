@@ -326,6 +326,8 @@ class TaskFolder:
                     yield False
                     return
                 began |= {"content": record["content"]} if "content" in record else {}
+            for folder in (self.path, *(entry for entry in self.path.iterdir() if entry.is_dir())):
+                files.remove_partials(folder)  # of a process that was killed
             self._write({"state": "started", **began})
             try:
                 yield True

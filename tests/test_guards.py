@@ -157,6 +157,20 @@ def test_work_that_kept_nothing_may_change_its_settings(tmp_path: Path) -> None:
         assert needed
 
 
+def test_temporary_files_of_a_killed_process_are_swept_when_work_goes_on(tmp_path: Path) -> None:
+    folder = TaskFolder(tmp_path / "task", "the task")
+    with folder.work({"lr": 1}):  # ends without `finish`, as a killed process does
+        (folder.path / "model").mkdir()
+        (folder.path / "checkpoint").write_bytes(b"whole")
+        left = [folder.path / name for name in (".best.safetensors.7-ab.partial", "model/.config.json.7-ab.partial")]
+        for path in left:
+            path.write_bytes(b"half of it")
+    with folder.work({"lr": 1}) as needed:
+        assert needed
+        assert not any(path.exists() for path in left)
+        assert (folder.path / "checkpoint").exists()
+
+
 def test_a_whole_checkpoint_is_not_written_twice_and_a_damaged_one_is(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
