@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .bootstrap import bootstrap
 from .classification import accuracies, class_table, confusion, label_ranks
-from .probes import LinearProbe, neighbour_vote
+from .probes import LinearProbe, RidgeMap, neighbour_vote
 from .retrieval import Ranking, rank
 from .segmentation import SegmentationScores
 
 __all__ = [
     "LinearProbe",
     "Ranking",
+    "RidgeMap",
     "SegmentationScores",
     "accuracies",
     "bootstrap",

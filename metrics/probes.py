@@ -1,4 +1,4 @@
-"""What frozen embeddings know about labels: a linear classifier, and the vote of the nearest neighbours."""
+"""What frozen embeddings know: a linear classifier, the vote of the nearest neighbours, a map to another space."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ class LinearProbe(NamedTuple):
         if features.ndim != 2 or not len(features) or not features.isfinite().all():
             raise UsageError(f"a probe needs finite features [N, D], N > 0; got {[*features.shape]}")
         features = features.double()
-        mean, scale = features.mean(0), features.std(0, correction=0)
-        scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)  # rounding is no variation
+        mean, scale = features.mean(0), _scale(features)
         x = (features - mean) / scale
         weight = torch.zeros(classes, x.shape[1], device=x.device, dtype=x.dtype, requires_grad=True)
         bias = torch.zeros(classes, device=x.device, dtype=x.dtype, requires_grad=True)
@@ -50,7 +49,7 @@ class LinearProbe(NamedTuple):
             return loss
 
         with torch.enable_grad():
-            optimizer.step(objective)
+            optimizer.step(objective)  # type: ignore[no-untyped-call]
             objective()
         assert weight.grad is not None
         assert bias.grad is not None
@@ -61,6 +60,34 @@ class LinearProbe(NamedTuple):
     def __call__(self, features: Tensor) -> Tensor:
         """Raw scores float64 [N, C] of features [N, D]."""
         return F.linear((features.double() - self.mean) / self.scale, self.weight, self.bias)
+
+
+class RidgeMap(NamedTuple):
+    """A linear map between two spaces, float64: (x - mean) / scale @ weights is the target less `offset`."""
+
+    mean: Tensor  # [D]
+    scale: Tensor  # [D]
+    weights: Tensor  # [D, E]
+    offset: Tensor  # [E]
+
+    @classmethod
+    def fit(cls, features: Tensor, targets: Tensor, ridge: float) -> RidgeMap:
+        """Minimise the mean squared error plus `ridge` * |weights|^2, of standardised features [N, D], to [N, E]."""
+        features, targets = features.double(), targets.double()
+        mean, scale, offset = features.mean(0), _scale(features), targets.mean(0)
+        x = (features - mean) / scale
+        damped = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        return cls(mean, scale, torch.linalg.lstsq(damped, x.T @ (targets - offset)).solution, offset)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features [N, D] in the target's space, less its mean: float64 [N, E]."""
+        return (features.double() - self.mean) / self.scale @ self.weights
+
+
+def _scale(features: Tensor) -> Tensor:
+    """Standard deviations [D]; 1 for a constant feature, whose rounding is no variation."""
+    scale, mean = features.std(0, correction=0), features.mean(0)
+    return torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
 
 
 @torch.inference_mode()

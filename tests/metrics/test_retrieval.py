@@ -35,7 +35,9 @@ def test_torchmetrics_agrees() -> None:
     queries, gallery, (asked, has) = make(0, 30, 50, classes=7)
     has[has == 6] = 0  # nothing is relevant to queries of class 6
     found = rank(queries, gallery, (asked, has))
-    cosines = 2 + torch.nn.functional.cosine_similarity(queries[:, None], gallery[None], dim=2)  # it ignores scores <= 0
+    cosines = 2 + torch.nn.functional.cosine_similarity(
+        queries[:, None], gallery[None], dim=2
+    )  # it ignores scores <= 0
     for i in range(30):
         target = has == asked[i]
         if not target.any():
