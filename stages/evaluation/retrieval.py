@@ -22,7 +22,6 @@ from ...metrics import Ranking, RidgeMap, rank
 from ...models.teachers import teacher_view
 from ...pipeline import files
 from ...pipeline.clips import Clip
-from ...pipeline.progress import say
 from ...pipeline.rundir import Run
 from ...pipeline.signals import StopFlag
 from ..compute import resolve_device
@@ -163,7 +162,6 @@ def _across(subject: Subject, key: str, store: FeatureStore, flag: StopFlag) -> 
             return {"left_out": "no train clip has both an embedding and a feature to fit the map on"}
         queries, gallery = mapping(test.tokens).float(), (gallery.double() - mapping.offset).float()
         way = f"ridge regression on {count} train clips, ridge {run.config.evaluate.retrieval.ridge:g}; centred"
-    say(f"{subject.name}: {len(test.clips)} ego queries among {len(clips)} exo features of {key}")
     return {
         "protocol": {
             "query": "every test clip's ego embedding",
@@ -218,11 +216,13 @@ def tables(model: str, results: dict[str, Any]) -> list[Table]:
                         table.add_row(f"ego → {key}", kind, *_cells(across[kind]))
         elif name != "absent":
             table.add_row(name.replace("_to_", " → "), "class", *_cells(entry))
+            if "interval" in entry:
+                table.caption = f"{entry['protocol']['interval']}: mAP {with_interval(entry, 'map')}"
     return [table]
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
-    return [str(entry["queries"]), with_interval(entry, "map"), *(percent(entry[name]) for name in NAMES[1:])]
+    return [str(entry["queries"]), *(percent(entry[name]) for name in NAMES)]
 
 
 RETRIEVAL = Measure(why_not, settings, compute, tables)
