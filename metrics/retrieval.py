@@ -1,11 +1,13 @@
 """Exact retrieval by cosine similarity, in blocks: average precision and the first hit of every query.
 
-Q queries, G items of the gallery, D width. Nothing approximates: every query is compared with every item, and every
-item is ranked. Memory is that of both sets and of one block of rows, whatever Q is.
+Q queries, G items of the gallery, D width. Nothing approximates: every query is compared with every item. The gallery
+is not sorted: the rank of a relevant item is one more than the items before it, and one pass over the gallery counts
+them for all relevant items at once. Memory is that of both sets and of one block of cosines, whatever Q is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,8 @@ from ..errors import UsageError
 from .bootstrap import bootstrap
 
 RECALL_AT = (1, 5, 10)
-_CELL = 48  # bytes of working memory per query and item, at most; a test compares
-_BLOCK = {"cpu": 1 << 28, "cuda": 1 << 33}  # bytes of a block of rows
+BLOCK = 1 << 28  # bytes of a block of cosines
+ROW = 48  # bytes of working memory per item, at most, while one query's items are ranked; a test compares
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,17 @@ def rank(
     skip: tuple[Tensor, Tensor] | None = None,
     *,
     nearest: int = 10,
-    block: int | None = None,
+    block: int = BLOCK,
+    between: Callable[[], object] = lambda: None,
 ) -> Ranking:
     """Rank the gallery [G, D] for every query [Q, D] by cosine, float32, on the device of `gallery`.
 
     `relevance`: int64 ids of queries [Q] and items [G]; equal ids are relevant to each other. `skip`: ids likewise;
     items with the query's id are left out of its ranking (itself, or all of its video). Of equal cosines the item
-    that stands first in the gallery comes first. A row of zeros has cosine 0 to everything. `block`: bytes of working
-    memory (None: 256 MB, on a GPU 8 GB); at least one query is ranked at a time, of 48 bytes per item. Blocks of other
-    sizes give cosines that differ in the last bit, so that near ties may change places.
+    that stands first in the gallery comes first. A row of zeros has cosine 0 to everything. `block`: bytes of cosines
+    that are in memory at once; those of one query are at least, and ranking it takes 48 bytes per item besides. Blocks
+    of other sizes give cosines that differ in the last bit, so that near ties may change places. `between` is called
+    before every block, and may raise.
 
     Raises `UsageError` for shapes that do not fit, and for numbers that are not finite.
     """
@@ -83,32 +87,59 @@ def rank(
     device = gallery.device
     items = F.normalize(gallery.float(), dim=1)
     ids, out = relevance[1].to(device), None if skip is None else skip[1].to(device)
-    rows = max(1, (block or _BLOCK.get(device.type, 1 << 28)) // (_CELL * max(len(gallery), 1)))
-    parts: list[tuple[Tensor, ...]] = []
+    rows = max(1, block // (4 * len(gallery)))
+    found: list[_Row] = []
     for at in range(0, len(queries), rows):
+        between()
         part = slice(at, at + rows)
         cosines = F.normalize(queries[part].to(device).float(), dim=1) @ items.T  # [b,G]
-        left = None if skip is None or out is None else skip[0][part].to(device)[:, None] == out
-        parts.append(_rank_block(cosines, relevance[0][part].to(device)[:, None] == ids, left, nearest))
-    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
-    return Ranking(*columns)
+        asked = relevance[0][part].to(device)
+        own = None if skip is None else skip[0][part].to(device)
+        for i, row in enumerate(cosines):
+            left = None if own is None or out is None else out == own[i]
+            found.append(_rank_row(row, ids == asked[i], left, nearest))
+    precision, first, relevant, best, similarity = zip(*found, strict=True)
+    return Ranking(
+        np.array(precision, np.float64),
+        np.array(first, np.int64),
+        np.array(relevant, np.int64),
+        torch.stack(best).cpu().numpy(),
+        torch.stack(similarity).cpu().numpy(),
+    )
 
 
-def _rank_block(cosines: Tensor, relevant: Tensor, left: Tensor | None, nearest: int) -> tuple[Tensor, ...]:
-    """Rank [b, G] cosines of relevant [b, G] items without those `left` out: the columns of a `Ranking`."""
+_Row = tuple[float, int, int, Tensor, Tensor]
+
+
+def _rank_row(cosines: Tensor, relevant: Tensor, left: Tensor | None, nearest: int) -> _Row:
+    """A query's line of a `Ranking`: its cosines [G], changed in place, which items are relevant, which `left` out."""
     if left is not None:
         cosines.masked_fill_(left, -torch.inf)
         relevant = relevant & ~left
-    cosines, order = cosines.sort(dim=1, descending=True, stable=True)
-    hits = relevant.gather(1, order)
-    total = hits.sum(1)
-    best = order[:, :nearest].masked_fill(cosines[:, :nearest] == -torch.inf, -1)
-    similarity = cosines[:, :nearest].clone()
-    del cosines, order
-    places = torch.arange(1, hits.shape[1] + 1, device=hits.device, dtype=torch.int32)
-    precision = hits.cumsum(1, dtype=torch.int32).double().div_(places).mul_(hits).sum(1) / total  # 0/0: NaN
-    first = torch.where(total > 0, hits.int().argmax(1) + 1, 0)
-    return precision, first, total, best, similarity
+    keys = _keys(cosines)
+    top = keys.topk(min(nearest, len(keys))).values
+    places = len(keys) - 1 - (top & 0xFFFFFFFF)
+    similarity = cosines[places]
+    best = places.masked_fill(similarity == -torch.inf, -1)
+    wanted = keys[relevant].sort().values  # [R], worst first
+    count = len(wanted)
+    if not count:
+        return float("nan"), 0, 0, best, similarity
+    worse = torch.searchsorted(wanted, keys)  # [G], how many relevant items each item is better than
+    better = torch.bincount(worse, minlength=count + 1).flip(0).cumsum(0)[:count]  # [R], best first
+    ranks = (better + 1).double()
+    precision = (torch.arange(1, count + 1, device=ranks.device) / ranks).mean()
+    return float(precision), int(better[0]) + 1, count, best, similarity
+
+
+def _keys(cosines: Tensor) -> Tensor:
+    """int64 [G], all different: greater for a greater cosine, and of equal ones for the item that stands first.
+
+    The bits of a float, read as an integer, are in the floats' order once those of negative ones are turned over.
+    """
+    bits = (cosines + 0.0).view(torch.int32)  # -0 becomes 0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+    return ordered.add_(torch.arange(len(cosines) - 1, -1, -1, device=cosines.device))
 
 
 def _check(

@@ -2,8 +2,8 @@
 
 Step i stands for the time from i * step to (i + 1) * step seconds; its window lies around the middle of that. The
 network's T frames are those shown at the centres of T equal parts of the window; before the begin and after the end of
-the video its first and last frame are repeated. Each frame goes through the centre crop of the evaluation once,
-whatever number of windows sees it.
+the video its first and last frame are repeated. A frame that several windows of a stretch see is decoded and cropped
+(the centre crop of the evaluation) once.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def compute(subject: Subject, folder: Path, flag: StopFlag) -> dict[str, Any]:
     """Metrics within the subject's view, and of every exo gallery; nearest.jsonl lists each clip's nearest ones."""
     run, config = subject.run, subject.run.config.evaluate.retrieval
     found = subject.embeddings("test", flag)
-    ranking = _within(run, found)
+    ranking = _within(run, found, flag)
     files.write_bytes(folder / "nearest.jsonl", _nearest(found, ranking))
     left = {"clip": "the query itself", "video": f"every clip of the query's {subject.view} video"}[config.leave_out]
     protocol = {
@@ -98,12 +98,12 @@ def _ids(values: list[Any]) -> Tensor:
     return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values], dtype=torch.int64)
 
 
-def _within(run: Run, found: Embeddings) -> Ranking:
+def _within(run: Run, found: Embeddings, flag: StopFlag) -> Ranking:
     """Every clip against all others of the same kind."""
     config = run.config.evaluate.retrieval
     own = [clip.clip_id if config.leave_out == "clip" else clip.sources["ego"] for clip in found.clips]
     skip, tokens = _ids(own), found.tokens.to(resolve_device(run.config.compute))
-    return rank(tokens, tokens, (found.labels, found.labels), (skip, skip), nearest=config.nearest)
+    return rank(tokens, tokens, (found.labels, found.labels), (skip, skip), nearest=config.nearest, between=flag.check)
 
 
 def _nearest(found: Embeddings, ranking: Ranking) -> bytes:
@@ -154,7 +154,7 @@ def _across(subject: Subject, key: str, store: FeatureStore, flag: StopFlag) -> 
     values, present = teacher_features(run, store, subject.test)
     clips = [clip for clip, there in zip(subject.test, present.tolist(), strict=True) if there]
     gallery = values[present]
-    if key in test.projections:
+    if key in test.projections and test.projections[key].shape[1] == gallery.shape[1]:
         queries, way = test.projections[key], "the proxy's own projection"
     else:
         mapping, count = _fit(subject, store, flag)
@@ -172,19 +172,19 @@ def _across(subject: Subject, key: str, store: FeatureStore, flag: StopFlag) -> 
             **subject.protocol(single=True),
             **_shared_words(run),
         },
-        **_cross_metrics(run, test, queries, clips, gallery),
+        **_cross_metrics(run, test, queries, clips, gallery, flag),
     }
 
 
 def _cross_metrics(
-    run: Run, test: Embeddings, queries: Tensor, clips: list[Clip], gallery: Tensor
+    run: Run, test: Embeddings, queries: Tensor, clips: list[Clip], gallery: Tensor, flag: StopFlag
 ) -> dict[str, dict[str, Any]]:
     """ "class": relevant is the query's class, its own partner left out; "partner": relevant is that partner alone."""
     device = resolve_device(run.config.compute)
     ids = _ids([clip.clip_id for clip in (*test.clips, *clips)]).split([len(test.clips), len(clips)])  # type: ignore[no-untyped-call]
     labels = test.labels, torch.tensor([clip.label for clip in clips], dtype=torch.int64)
-    by_class = rank(queries, gallery.to(device), labels, ids)
-    partner = rank(queries, gallery.to(device), ids)
+    by_class = rank(queries, gallery.to(device), labels, ids, between=flag.check)
+    partner = rank(queries, gallery.to(device), ids, between=flag.check)
     return {
         "class": {"relevant": "the query's class, its own partner left out", **_metrics(by_class, run)},
         "partner": {"relevant": "the query's own partner alone", **_metrics(partner, run)},

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional import classification as functional
 from uniego.errors import UsageError
 from uniego.metrics import accuracies, bootstrap, class_table, confusion, label_ranks
 
@@ -27,7 +28,6 @@ def test_ranks_are_places_in_the_stable_order(seed: int, clips: int, classes: in
 
 @pytest.mark.parametrize("classes", [3, 7])
 def test_torchmetrics_agrees(classes: int) -> None:
-    functional = pytest.importorskip("torchmetrics.functional.classification")
     g = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(200, classes, generator=g), torch.randint(classes, (200,), generator=g)
     found = accuracies(label_ranks(logits, labels), labels.numpy())

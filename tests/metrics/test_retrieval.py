@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics.functional import retrieval as functional
 from uniego.errors import UsageError
-from uniego.metrics import Ranking, rank
+from uniego.metrics import Ranking, rank, retrieval
 
 
 def make(seed: int, queries: int, items: int, classes: int = 4) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -31,7 +32,6 @@ def test_by_hand() -> None:
 
 
 def test_torchmetrics_agrees() -> None:
-    functional = pytest.importorskip("torchmetrics.functional.retrieval")
     queries, gallery, (asked, has) = make(0, 30, 50, classes=7)
     has[has == 6] = 0  # nothing is relevant to queries of class 6
     found = rank(queries, gallery, (asked, has))
@@ -59,7 +59,7 @@ def test_any_block_gives_the_same_and_left_out_items_might_as_well_not_be_there(
 ) -> None:
     x, y, labels = make(seed, queries, items, classes=2)
     skip = torch.full((queries,), group), torch.arange(items) % 3
-    whole, single = (rank(x, y, labels, skip, block=block) for block in (None, 1))
+    whole, single = (rank(x, y, labels, skip, block=block) for block in (1 << 28, 1))
     kept = skip[1] != group
     same(whole, single)
     if kept.any():
@@ -104,18 +104,21 @@ def test_what_is_refused() -> None:
         rank(x, y, labels[::-1])
 
 
-def test_memory_of_a_block_is_what_the_constant_says() -> None:
-    """Nothing of size Q x G is ever held: one block of rows is."""
+def test_keys_sort_as_the_numbers_do() -> None:
+    values = torch.tensor([0.5, -0.5, 0.0, -0.0, 1.0, -torch.inf, 1e-30, -1e-30, 0.5])
+    order = retrieval._keys(values).argsort(descending=True)
+    assert order.tolist() == values.argsort(descending=True, stable=True).tolist()
 
-    from uniego.metrics import retrieval
 
+def test_working_memory_of_a_query_is_what_the_constant_says() -> None:
+    """Nothing of size Q x G is held besides one block of cosines."""
     g = torch.Generator().manual_seed(0)
-    x, labels = torch.randn(64, 4, generator=g), torch.randint(3, (64,), generator=g)
+    cosines, labels = torch.randn(20_000, generator=g), torch.randint(3, (20_000,), generator=g)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        retrieval._rank_block(x @ x.T, labels[:, None] == labels, torch.eye(64, dtype=torch.bool), 10)
+        retrieval._rank_row(cosines, labels == 1, labels == 2, 10)
     held = peak = 0
-    for event in profile.profiler.kineto_results.events():
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert 0 < peak <= retrieval._CELL * 64 * 64
+    assert 0 < peak <= retrieval.ROW * 20_000
