@@ -8,6 +8,7 @@ the video its first and last frame are repeated. A frame that several windows of
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,14 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import UniegoError, UsageError
+from ..errors import FingerprintMismatch, UniegoError, UsageError, fingerprint_difference
 from ..models import TimeSformer
-from ..pipeline import segmentation
+from ..pipeline import files, segmentation
 from ..pipeline.augment import test_clip
 from ..pipeline.progress import Meter, warn
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import Video, VideoError, VideoInfo, open_video
 from .batches import ClipFailure, ClipReader
+from .encoder import Encoder
 from .loop import autocast
 
 _HELD = 1 << 28  # bytes of frames that wait for their windows
@@ -137,6 +139,39 @@ def write_dense(
                 failures.append(ClipFailure(name, error.reason, str(error)))
             meter.advance(1)
     return failures
+
+
+def encode_dense(
+    encoder: Encoder,
+    videos: Mapping[str, Path],
+    out: Path,
+    sliding: Sliding,
+    flag: StopFlag,
+    *,
+    precision: str = "fp32",
+) -> list[ClipFailure]:
+    """Dense features of videos by an encoder, into a folder of the user's: `write_dense`, and OUT/dense.json beside it.
+
+    dense.json says what they were made with. Features of something else in `out` are not mixed with: raises
+    `FingerprintMismatch`, or `UsageError` where nothing says what they are. The same call continues.
+    """
+    weights = tensors_hash(encoder.model.state_dict())
+    wanted = json.loads(json.dumps(dense_fingerprint(weights, encoder.reader, sliding, precision)))
+    note = out / "dense.json"
+    if note.exists():
+        different = fingerprint_difference(json.loads(note.read_text(encoding="utf-8")), wanted)
+        if different:
+            raise FingerprintMismatch(f"what is in {out}", different, "Name another folder for other features.")
+    elif any((out / segmentation.FEATURES).glob("*.npy")):
+        raise UsageError(f"{out / segmentation.FEATURES} holds features of unknown origin: name another folder")
+    files.write_json(note, wanted)
+    return write_dense(encoder.model, encoder.reader, videos, out, sliding, flag, precision=precision)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names and values of tensors."""
+    parts = (f"{name} {files.hash_bytes(value.cpu().numpy().tobytes())}" for name, value in sorted(tensors.items()))
+    return files.hash_bytes("\n".join(parts).encode())
 
 
 def dense_fingerprint(weights: str, reader: ClipReader, sliding: Sliding, precision: str) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from uniego.errors import UsageError
+from uniego.errors import FingerprintMismatch, UsageError
 from uniego.models import TimeSformer
 from uniego.pipeline.augment import test_clip as look
 from uniego.pipeline.signals import StopFlag
 from uniego.pipeline.video import open_video
 from uniego.stages import dense
-from uniego.stages.batches import ClipReader
-from uniego.stages.dense import Sliding, dense_tokens, write_dense
+from uniego.stages.batches import SINGLE, ClipReader
+from uniego.stages.dense import Sliding, dense_tokens, encode_dense, write_dense
+from uniego.stages.encoder import Encoder
 
 READER = ClipReader(4, 16, "fit", 32, (16, 20), 0.5, 0.45, 0.225, 18, "pyav", 0)
 
@@ -90,3 +91,20 @@ def test_what_is_there_is_kept_and_what_does_not_decode_is_told(
         write_dense(model, READER, videos, out, Sliding(1.0, 0.5), flag)
     assert ((out / "features" / "a.npy").stat().st_mtime_ns, (out / "features" / "b.npy").read_bytes()) == first
     assert np.load(out / "features" / "a.npy").shape == (16, 4)
+
+
+def test_an_encoders_folder_says_what_it_holds_and_is_not_mixed(
+    tmp_path: Path, make_video: Callable[..., Path], model: TimeSformer
+) -> None:
+    encoder = Encoder(model, READER, SINGLE, ("a",))
+    videos, out = {"a": make_video(tmp_path / "a.mp4")}, tmp_path / "out"
+    with StopFlag() as flag:
+        assert encode_dense(encoder, videos, out, Sliding(1.0, 0.5), flag) == []
+        first = (out / "features" / "a.npy").stat().st_mtime_ns
+        encode_dense(encoder, videos, out, Sliding(1.0, 0.5), flag)
+        assert (out / "features" / "a.npy").stat().st_mtime_ns == first
+        with pytest.raises(FingerprintMismatch, match=r"step_s: stored 0\.5, wanted 0\.25"):
+            encode_dense(encoder, videos, out, Sliding(1.0, 0.25), flag)
+        (out / "dense.json").unlink()
+        with pytest.raises(UsageError, match="unknown origin"):
+            encode_dense(encoder, videos, out, Sliding(1.0, 0.5), flag)

@@ -1,4 +1,4 @@
-"""`uniego evaluate` on a small run: what each task gives and where it lies, what is left out, continuing after stops."""
+"""`uniego evaluate` on a small run: what each task gives, where it lies, what is left out; continuing after stops."""
 
 from __future__ import annotations
 
