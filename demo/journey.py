@@ -102,6 +102,7 @@ def _print(run: Run, sheet: Path, clock: _Clock) -> None:
     times.add_row("altogether", duration(sum(clock.seconds.values())))
     console.print(times)
     say(f"data: {run.table().path.parent}\nrun: {run.root}\npicture sheet: {sheet}")
+    say(f"retrieval, segmentation of the untrimmed videos, probes: {run.command('evaluate')}")
     say(f"the encoder, in Python: uniego.load({str(run.root)!r}).encode(VIDEO)")
 
 

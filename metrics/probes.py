@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import UsageError
+from .retrieval import sort_keys
 
-_BLOCK = 1 << 26  # similarities of neighbour_vote that are in memory at once
+_BLOCK = 1 << 24  # similarities of neighbour_vote that are in memory at once
 
 
 class LinearProbe(NamedTuple):
@@ -94,7 +95,8 @@ def _scale(features: Tensor) -> Tensor:
 def neighbour_vote(queries: Tensor, gallery: Tensor, labels: Tensor, classes: int, *, k: int = 20) -> Tensor:
     """Scores float64 [Q, C]: each query's k nearest items of the gallery by cosine vote for their class.
 
-    A vote counts 1, and its cosine breaks ties between classes with as many votes. queries [Q, D], gallery [G, D],
+    A vote counts 1, and its cosine breaks ties between classes with as many votes; of items that are as near the first
+    in the gallery votes. queries [Q, D], gallery [G, D],
     labels int64 [G]. A gallery of fewer than k items votes whole.
     """
     if not len(gallery):
@@ -104,7 +106,7 @@ def neighbour_vote(queries: Tensor, gallery: Tensor, labels: Tensor, classes: in
     rows = max(1, _BLOCK // len(gallery))
     for at in range(0, len(queries), rows):
         cosines = F.normalize(queries[at : at + rows].float(), dim=1) @ items.T
-        near, places = cosines.sort(dim=1, descending=True, stable=True)
-        votes = 1.0 + (near[:, :k].double() + 1) / (4 * k)  # cosines of all k together weigh half a vote at most
-        scores[at : at + rows].scatter_add_(1, labels[places[:, :k]], votes)
+        places = len(items) - 1 - (sort_keys(cosines).topk(k).values & 0xFFFFFFFF)
+        votes = 1.0 + (cosines.gather(1, places).double() + 1) / (4 * k)  # all cosines together: half a vote at most
+        scores[at : at + rows].scatter_add_(1, labels[places], votes)
     return scores

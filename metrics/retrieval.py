@@ -116,7 +116,7 @@ def _rank_row(cosines: Tensor, relevant: Tensor, left: Tensor | None, nearest: i
     if left is not None:
         cosines.masked_fill_(left, -torch.inf)
         relevant = relevant & ~left
-    keys = _keys(cosines)
+    keys = sort_keys(cosines)
     top = keys.topk(min(nearest, len(keys))).values
     places = len(keys) - 1 - (top & 0xFFFFFFFF)
     similarity = cosines[places]
@@ -132,14 +132,15 @@ def _rank_row(cosines: Tensor, relevant: Tensor, left: Tensor | None, nearest: i
     return float(precision), int(better[0]) + 1, count, best, similarity
 
 
-def _keys(cosines: Tensor) -> Tensor:
-    """int64 [G], all different: greater for a greater cosine, and of equal ones for the item that stands first.
+def sort_keys(cosines: Tensor) -> Tensor:
+    """int64 [..., G], all different in a row: greater for a greater cosine, and of equal ones for the first in the row.
 
-    The bits of a float, read as an integer, are in the floats' order once those of negative ones are turned over.
+    The bits of a float, read as an integer, are in the floats' order once those of negative ones are turned over. The
+    lower half of a key is G - 1 less its place.
     """
     bits = (cosines + 0.0).view(torch.int32)  # -0 becomes 0
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
-    return ordered.add_(torch.arange(len(cosines) - 1, -1, -1, device=cosines.device))
+    return ordered.add_(torch.arange(cosines.shape[-1] - 1, -1, -1, device=cosines.device))
 
 
 def _check(

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ...metrics import LinearProbe, neighbour_vote
 from ...pipeline.signals import StopFlag
+from ..compute import resolve_device
 from ..fingerprints import clips_hash
 from ..recognition import Recognition
 from .measure import Measure, bootstrap_words, percent, with_interval
@@ -37,13 +38,15 @@ def compute(subject: Subject, folder: Path, flag: StopFlag) -> dict[str, Any]:
     run, config = subject.run, subject.run.config.evaluate.probe
     train, test = (subject.embeddings(split, flag, single=True) for split in ("train", "test"))
     classes = run.table().num_classes
-    probe = LinearProbe.fit(train.tokens, train.labels, classes, l2=config.l2)
+    device = resolve_device(run.config.compute)
+    x, labels, asked = (tensor.to(device) for tensor in (train.tokens, train.labels, test.tokens))
+    probe = LinearProbe.fit(x, labels, classes, l2=config.l2)
     flag.check()
-    votes = neighbour_vote(test.tokens, train.tokens, train.labels, classes, k=config.neighbours)
+    votes = neighbour_vote(asked, x, labels, classes, k=config.neighbours).cpu()
     shared = {"train_clips": len(train.clips), **subject.protocol(single=True), **bootstrap_words(run.config, "clips")}
     ways = {
         "linear": (
-            probe(test.tokens),
+            probe(asked).cpu(),
             {
                 "fit": "multinomial logistic regression by L-BFGS, features standardised on train",
                 "l2": config.l2,

@@ -201,7 +201,10 @@ def _fit(subject: Subject, store: FeatureStore, flag: StopFlag) -> tuple[RidgeMa
     count = int(present.sum())
     if not count:
         return None, 0
-    return RidgeMap.fit(train.tokens[present], values[present], run.config.evaluate.retrieval.ridge), count
+    device = resolve_device(run.config.compute)
+    x, y = (part[present].to(device) for part in (train.tokens, values))
+    mapping = RidgeMap.fit(x, y, run.config.evaluate.retrieval.ridge)
+    return RidgeMap(*(part.cpu() for part in mapping)), count
 
 
 def tables(model: str, results: dict[str, Any]) -> list[Table]:

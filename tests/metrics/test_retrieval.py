@@ -106,7 +106,7 @@ def test_what_is_refused() -> None:
 
 def test_keys_sort_as_the_numbers_do() -> None:
     values = torch.tensor([0.5, -0.5, 0.0, -0.0, 1.0, -torch.inf, 1e-30, -1e-30, 0.5])
-    order = retrieval._keys(values).argsort(descending=True)
+    order = retrieval.sort_keys(values).argsort(descending=True)
     assert order.tolist() == values.argsort(descending=True, stable=True).tolist()
 
 
