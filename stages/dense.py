@@ -37,23 +37,34 @@ _BATCH = 16  # windows that go through the network together
 
 @dataclass(frozen=True)
 class Sliding:
-    """A window of `window_s` seconds that moves by `step_s` seconds. Raises `UsageError` unless both are positive."""
+    """A window of `window_s` seconds that moves by `step_s` seconds, or by `every` frames of the video.
+
+    Raises `UsageError` unless one of the two is given, and all is positive.
+    """
 
     window_s: float
-    step_s: float
+    step_s: float | None = None
+    every: int | None = None
 
     def __post_init__(self) -> None:
-        if not (0 < self.window_s < math.inf and 0 < self.step_s < math.inf):
-            raise UsageError(f"window ({self.window_s} s) and step ({self.step_s} s) must be positive numbers")
+        step = self.step_s if self.every is None else self.every
+        if (self.step_s is None) == (self.every is None):
+            raise UsageError("a sliding window moves by step_s seconds or by every so many frames: give one of them")
+        if step is None or not (0 < self.window_s < math.inf and 0 < step < math.inf):
+            raise UsageError(f"window ({self.window_s} s) and step ({step}) must be positive numbers")
+
+    def seconds(self, info: VideoInfo) -> float:
+        """Length of a step."""
+        return self.step_s if self.step_s is not None else (self.every or 1) / info.fps
 
     def steps(self, info: VideoInfo) -> int:
         """How many features a video has: its length in steps, rounded up."""
         length = float(info.times[-1]) + 1 / info.fps
-        return max(1, math.ceil(round(length / self.step_s, 6)))
+        return max(1, math.ceil(round(length / self.seconds(info), 6)))
 
     def picks(self, info: VideoInfo, frames: int) -> npt.NDArray[np.int64]:
         """Frames that each window looks at, int64 [steps, frames]."""
-        middles = (np.arange(self.steps(info)) + 0.5) * self.step_s
+        middles = (np.arange(self.steps(info)) + 0.5) * self.seconds(info)
         parts = ((np.arange(frames) + 0.5) / frames - 0.5) * self.window_s
         shown = np.searchsorted(info.times, middles[:, None] + parts + 1e-6, side="right") - 1
         return np.clip(shown, 0, info.frame_count - 1).astype(np.int64)

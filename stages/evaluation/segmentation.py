@@ -26,18 +26,18 @@ from ...metrics import SegmentationScores
 from ...models.mstcn import MSTCN, mstcn_loss
 from ...pipeline import files
 from ...pipeline import segmentation as layouts
-from ...pipeline.config import CheckpointConfig, SegmentationConfig
+from ...pipeline.config import CheckpointConfig
 from ...pipeline.progress import say, warn
 from ...pipeline.randomness import clip_stream, order
 from ...pipeline.rundir import Run, TaskFolder
 from ...pipeline.sampling import WINDOW_FPS
 from ...pipeline.signals import StopFlag
-from ...pipeline.video import VideoError, open_video
 from ..batches import Batch, ClipFailure
 from ..checkpoints import check_finite, replace_tensors
 from ..compute import resolve_device
 from ..dense import Sliding, dense_fingerprint, write_dense
 from ..loop import Loop, Plan, Task
+from ..training import remove_scaffold
 from .measure import Measure, percent
 from .subjects import NetworkSubject, Subject
 
@@ -56,8 +56,15 @@ def why_not(subject: Subject) -> str | None:
     if not isinstance(subject, NetworkSubject):
         return "a teacher's cached features are of clips, not of every step of a video"
     folder = layout_folder(subject.run)
-    missing = layouts.missing_part(folder, subject.run.config.evaluate.segmentation.split)
-    return f"{folder} has no {missing} (evaluate.segmentation.layout names another folder)" if missing else None
+    split = subject.run.config.evaluate.segmentation.split
+    missing = layouts.missing_part(folder, split)
+    if missing:
+        return f"{folder} has no {missing} (evaluate.segmentation.layout names another folder)"
+    try:
+        video_files(subject.run, layouts.read_layout(folder, split))
+    except UniegoError as error:
+        return str(error)
+    return None
 
 
 def settings(subject: Subject) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def video_files(run: Run, layout: layouts.Layout) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Timeline:
     """One video: features float32 [D, T], its label at each step int64 [T], labels int64 [frames], `place` of every
     label among the steps int64 [frames]."""
 
@@ -126,8 +133,8 @@ def compute(subject: Subject, folder: Path, flag: StopFlag) -> dict[str, Any]:
     layout = layouts.read_layout(layout_folder(run), config.split)
     videos = video_files(run, layout)
     seen = _seen_in_training(run, layout, videos)
-    rate = _label_rate(config, videos[layout.videos[0]], run)
-    sliding = Sliding(window_seconds(run), config.stride / rate)
+    every, fps = config.stride, config.label_fps
+    sliding = Sliding(window_seconds(run), every=every) if fps is None else Sliding(window_seconds(run), every / fps)
     dense, failures = _dense(subject, videos, sliding, flag)
     there = [name for name in layout.videos if layouts.features_path(dense, name).exists()]
     sequences = {name: _sequence(dense, name, layout.labels[name], config.stride) for name in there}
@@ -145,10 +152,10 @@ def compute(subject: Subject, folder: Path, flag: StopFlag) -> dict[str, Any]:
         scores.add(predicted, [layout.classes[label] for label in sequences[name].labels])
     protocol = {
         "split": f"{config.split}: {len(parts['train'])} train, {len(parts['test'])} test videos",
-        "features": f"token of {sliding.window_s:g} s windows, one per {config.stride} labels ({sliding.step_s:g} s)",
+        "features": f"token of {sliding.window_s:g} s windows, one per {config.stride} labels",
         **subject.protocol(single=True),
         "head": f"MS-TCN++, {config.head.epochs} epochs, seed {run.config.seed}, trained on this encoder's features",
-        "labels": f"{rate:g} per second; predictions are repeated to that rate",
+        "labels": f"{'one per frame' if fps is None else f'{fps:g} per second'}; predictions are repeated to that rate",
         "background": [name for name in config.background if name in layout.classes],
         "mof": "frames of all test videos, background included",
         "edit_f1": "background is no segment; edit: mean over videos, F1: of sums over videos",
@@ -166,21 +173,10 @@ def _seen_in_training(run: Run, layout: layouts.Layout, videos: Mapping[str, Pat
     return seen
 
 
-def _label_rate(config: SegmentationConfig, video: Path, run: Run) -> float:
-    """Labels per second: as set, or the frame rate of the first video."""
-    if config.label_fps is not None:
-        return config.label_fps
-    try:
-        with open_video(video, run.config.video.backend) as opened:
-            return opened.info.fps
-    except VideoError as error:
-        raise UniegoError(f"{error}: set evaluate.segmentation.label_fps, the labels' rate, to go on") from error
-
-
 def _dense(
     subject: NetworkSubject, videos: Mapping[str, Path], sliding: Sliding, flag: StopFlag
 ) -> tuple[Path, list[ClipFailure]]:
-    """The folder of the videos' features, and the videos that could not be decoded, which are tried every time."""
+    """The folder of the videos' features, and the videos that could not be decoded."""
     run = subject.run
     folder = TaskFolder(run.evaluation_folder(subject.name).path / "dense", f"dense features of {subject.name}")
     precision = run.config.compute.precision
@@ -200,7 +196,7 @@ def _dense(
     return folder.path, failures
 
 
-def _sequence(folder: Path, name: str, labels: npt.NDArray[np.int64], stride: int) -> Sequence:
+def _sequence(folder: Path, name: str, labels: npt.NDArray[np.int64], stride: int) -> Timeline:
     """Features and labels of a video, side by side: what one has more of is cut off, and said where it is a step."""
     features = layouts.read_features(layouts.features_path(folder, name))
     steps = -(-len(labels) // stride)
@@ -212,7 +208,7 @@ def _sequence(folder: Path, name: str, labels: npt.NDArray[np.int64], stride: in
         labels = labels[: steps * stride]
     middles = np.minimum(np.arange(steps) * stride + (stride - 1) // 2, len(labels) - 1)
     at_steps = torch.from_numpy(labels[middles])
-    return Sequence(
+    return Timeline(
         name, torch.from_numpy(features[:, :steps].copy()), at_steps, labels, np.arange(len(labels)) // stride
     )
 
@@ -220,13 +216,22 @@ def _sequence(folder: Path, name: str, labels: npt.NDArray[np.int64], stride: in
 class _HeadTask(Task):
     """Training of the head, one video a step."""
 
-    def __init__(self, head: MSTCN, sequences: list[Sequence], run: Run, device: torch.device) -> None:
+    def __init__(self, head: MSTCN, sequences: list[Timeline], run: Run, device: torch.device) -> None:
         self.title, self.head, self.seed = "MS-TCN++", head.to(device).train(), run.config.seed
         self.names = [sequence.name for sequence in sequences]
+        self.features = [sequence.features for sequence in sequences]
         self.steps = [sequence.steps.to(device) for sequence in sequences]
         config = run.config.evaluate.segmentation.head
+        self.epochs = config.epochs
         self._rate, self._smoothing, self._device = config.lr, config.smoothing, device
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr)
+
+    def stream(self, epoch: int, step: int) -> Iterator[Batch]:
+        """Videos in the order of (seed, epoch), from a step on."""
+        for current in range(epoch, self.epochs):
+            places = order(self.seed, current, self.names)
+            for place in places[step if current == epoch else 0 :]:
+                yield Batch.of([int(place)], self.features[place][None])
 
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy and smoothing; dropout is a function of (seed, epoch, video)."""
@@ -251,7 +256,7 @@ class _HeadTask(Task):
         return self._rate
 
 
-def _trained_head(run: Run, layout: layouts.Layout, train: list[Sequence], folder: Path, flag: StopFlag) -> MSTCN:
+def _trained_head(run: Run, layout: layouts.Layout, train: list[Timeline], folder: Path, flag: StopFlag) -> MSTCN:
     """The head after its last epoch, in eval mode; trained, or taken from `folder`."""
     config, device = run.config.evaluate.segmentation.head, resolve_device(run.config.compute)
     head = MSTCN(
@@ -264,27 +269,23 @@ def _trained_head(run: Run, layout: layouts.Layout, train: list[Sequence], folde
         dropout=config.dropout,
         seed=run.config.seed,
     )
-    path = folder / "model.safetensors"
-    if not path.exists():
-        task = _HeadTask(head, train, run, device)
-        plan = Plan(config.epochs, len(train), 1, 1, CheckpointConfig(), device)
-
-        def stream(epoch: int, step: int) -> Iterator[Batch]:
-            for current in range(epoch, config.epochs):
-                places = order(run.config.seed, current, task.names)
-                for place in places[step if current == epoch else 0 :]:
-                    yield Batch.of([int(place)], train[place].features[None])
-
-        Loop(task, plan, folder, flag).run(stream)
-        check_finite(task.tensors(), "the segmentation head")
-        replace_tensors(path, task.tensors())
-        say(f"segmentation head: trained on {len(train)} videos")
+    path, names = folder / "model.safetensors", [sequence.name for sequence in train]
+    work = TaskFolder(folder, "the segmentation head")
+    with work.work({"videos": names}, overwrite=bool(work.differences({"videos": names}))) as needed:
+        if needed:
+            task = _HeadTask(head, train, run, device)
+            Loop(task, Plan(config.epochs, len(train), 1, 1, CheckpointConfig(), device), folder, flag).run(task.stream)
+            check_finite(task.tensors(), work.title)
+            replace_tensors(path, task.tensors())
+            remove_scaffold(folder)
+            work.finish({})
+            say(f"segmentation head: trained on {len(train)} videos")
     head.load_state_dict(load_file(path))
     return head.to(device).eval()
 
 
 @torch.inference_mode()
-def _predict(head: MSTCN, sequence: Sequence, classes: tuple[str, ...]) -> list[str]:
+def _predict(head: MSTCN, sequence: Timeline, classes: tuple[str, ...]) -> list[str]:
     """The class of every frame that has a label."""
     device = next(head.parameters()).device
     best = head(sequence.features[None].to(device))[-1, 0].argmax(0).cpu().numpy()

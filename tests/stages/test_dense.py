@@ -30,6 +30,7 @@ def test_frames_of_the_windows(tmp_path: Path, make_video: Callable[..., Path]) 
     with open_video(make_video(tmp_path / "v.mp4", frames=20, fps=10)) as video:
         picks = Sliding(0.8, 0.4).picks(video.info, 4)
         assert picks.tolist() == [[0, 1, 3, 5], [3, 5, 7, 9], [7, 9, 11, 13], [11, 13, 15, 17], [15, 17, 19, 19]]
+        np.testing.assert_array_equal(Sliding(0.8, every=4).picks(video.info, 4), picks)
         assert Sliding(0.8, 0.3).steps(video.info) == 7
         assert Sliding(5.0, 99.0).picks(video.info, 2).tolist() == [[19, 19]]
         assert Sliding(0.1, 0.1).picks(video.info, 1)[:, 0].tolist() == list(range(20))
@@ -40,6 +41,8 @@ def test_frames_of_the_windows(tmp_path: Path, make_video: Callable[..., Path]) 
         assert Sliding(0.2, 0.2).picks(video.info, 1)[:, 0].tolist()[:6] == [1, 1, 1, 1, 2, 3]
     with pytest.raises(UsageError, match="positive"):
         Sliding(0.0, 1.0)
+    with pytest.raises(UsageError, match="give one"):
+        Sliding(1.0)
 
 
 def test_tokens_are_those_of_each_window_alone_whatever_the_stretches(

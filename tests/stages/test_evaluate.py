@@ -251,6 +251,16 @@ def test_a_proxy_maps_by_its_own_projection_and_a_teacher_has_no_classifier(run:
     assert status(run)["stages"]["evaluate"]["teacher:exo_dino"]["state"] == "done"
 
 
+def test_a_layout_that_cannot_be_used_is_left_out_and_refused_where_named(run: Run, tmp_path: Path) -> None:
+    write_layout(tmp_path / "other", ["a", "b"], {"train": ["x"], "test": ["y"]}, {"x": [0], "y": [1]}, "split1")
+    other = Run.open(run.root, [f"evaluate.segmentation.layout={tmp_path / 'other'}"])
+    results = evaluate(other, tasks=["recognition"])
+    assert results["left_out"] == {}
+    assert "no video file for 2 of 2 videos" in evaluate(other)["left_out"]["segmentation"]
+    with pytest.raises(UsageError, match="segmentation of student is not possible: no video file"):
+        evaluate(other, tasks=["segmentation"])
+
+
 def test_an_encoder_from_elsewhere_and_json(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.student_folder.path / "model", tmp_path / "elsewhere")
     arguments = ("evaluate", "--run", run.root, "--model", f"{tmp_path}/elsewhere", "--task", "recognition", "--json")
