@@ -15,7 +15,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_cache, cli_clips, cli_data, cli_extract, cli_pose, cli_submit, cli_teachers, cli_verify
+from . import (
+    __version__,
+    cli_cache,
+    cli_clips,
+    cli_data,
+    cli_evaluate,
+    cli_extract,
+    cli_pose,
+    cli_submit,
+    cli_teachers,
+    cli_verify,
+)
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
 from .cli_extract import OverwriteOption, StrictOption, TeacherOption
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
@@ -231,22 +242,7 @@ def distill(
     stage(opened, overwrite=overwrite, strict=strict)
 
 
-@app.command()
-def evaluate(
-    run: RunOption = Path(),
-    model: Annotated[
-        str, typer.Option("--model", metavar="NAME", help="student, or proxy:KEY for the proxy of a teacher.")
-    ] = "student",
-    overrides: SetOption = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Accuracy on the test split.
-
-    Top-1, top-5 and mean class accuracy."""
-    opened = open_run(run, overrides)
-    from .stages.evaluate import evaluate as stage
-
-    stage(opened, model=model, overwrite=overwrite)
+app.command("evaluate")(cli_evaluate.evaluate)
 
 
 @app.command()

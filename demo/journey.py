@@ -46,7 +46,7 @@ def demo(out: Path, *, seed: int = 0, clips: int = 240, size: int = 96, data_onl
         "train-proxies": lambda: train_proxies(run),
         "distill": lambda: distill(run),
         "ego-only training": lambda: train_ego_only(run, training(PROXY_EPOCHS + STUDENT_EPOCHS)),
-        "evaluate": lambda: [evaluate(run, model=model) for model in ("student", "ego-only")],
+        "evaluate": lambda: [evaluate(run, model=name, tasks=["recognition"]) for name in ("student", "ego-only")],
     }
     for name, stage in stages.items():
         with clock(name):
@@ -102,6 +102,7 @@ def _print(run: Run, sheet: Path, clock: _Clock) -> None:
     times.add_row("altogether", duration(sum(clock.seconds.values())))
     console.print(times)
     say(f"data: {run.table().path.parent}\nrun: {run.root}\npicture sheet: {sheet}")
+    say(f"retrieval, segmentation of the untrimmed videos, probes: {run.command('evaluate')}")
     say(f"the encoder, in Python: uniego.load({str(run.root)!r}).encode(VIDEO)")
 
 

@@ -11,6 +11,8 @@ from ..pipeline.config import (
     ProxiesConfig,
     RunConfig,
     ScheduleConfig,
+    SegmentationConfig,
+    SegmentationHeadConfig,
     StudentConfig,
     TrainConfig,
 )
@@ -31,7 +33,15 @@ def demo_config(seed: int = 0) -> RunConfig:
         augment=AugmentConfig(short_side=[52, 60]),
         proxies=ProxiesConfig(train=training(PROXY_EPOCHS)),
         distill=DistillConfig(feature_weight=1.0, train=training(STUDENT_EPOCHS)),
-        evaluate=EvaluateConfig(views=1, crops=3, single_short_side=52),
+        evaluate=EvaluateConfig(
+            views=1,
+            crops=3,
+            single_short_side=52,
+            segmentation=SegmentationConfig(
+                stride=2,
+                head=SegmentationHeadConfig(layers=7, refinements=2, refinement_layers=6, epochs=40),
+            ),
+        ),
         compute=ComputeConfig(threads=1, workers=2),
     )
 

@@ -327,6 +327,66 @@ class DistillConfig(SPDOptions):
         return SPDConfig(**options, group_by_view=list(views) if self.by_view else None)
 
 
+class RetrievalConfig(Section):
+    """Retrieval on the test split."""
+
+    leave_out: Literal["clip", "video"] = "clip"
+    """What a query is not compared with: clip, itself; video, every clip of its own ego video."""
+    nearest: Positive = 10
+    """Nearest clips that are written down per query."""
+    ridge: NonNegative = 1.0
+    """Weight of the penalty of the map from the ego token to an exo teacher's features, times the train clips."""
+
+
+class ProbeConfig(Section):
+    """Quick checks of frozen embeddings: fitted on train, measured on test."""
+
+    l2: NonNegative = 1e-3
+    """Penalty of the linear probe: mean cross-entropy + l2/2 of the squared weights."""
+    neighbours: Positive = 20
+    """Train clips that vote in k-NN."""
+
+
+class SegmentationHeadConfig(Section):
+    """The built-in head, MS-TCN++ (arXiv 2006.09220), and its training with Adam on one video at a time."""
+
+    layers: Positive = 11
+    """Layers of the first stage; their dilations go up to 2^(layers-1)."""
+    refinements: Annotated[int, Field(ge=0)] = 3
+    """Further stages, which refine the prediction of the one before."""
+    refinement_layers: Positive = 10
+    """Layers of each of them."""
+    width: Positive = 64
+    """Channels."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Dropout inside the layers."""
+    smoothing: NonNegative = 0.15
+    """Weight of the truncated mean squared error between neighbouring steps' log-probabilities."""
+    epochs: Positive = 100
+    """Passes over the train videos; the last epoch's head is measured."""
+    lr: Annotated[float, Field(gt=0.0)] = 5e-4
+    """Adam's learning rate."""
+
+
+class SegmentationConfig(Section):
+    """Temporal action segmentation: dense features of untrimmed videos, and a head on them."""
+
+    layout: str | None = None
+    """Folder with groundTruth/, splits/ and mapping.txt, absolute or relative to run.yaml's; null: the table's."""
+    split: str = "split1"
+    """Which of its splits: splits/train.<split>.bundle and splits/test.<split>.bundle."""
+    stride: Positive = 8
+    """Labels (frames) per feature."""
+    window_s: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds that a feature looks at; null: the median length of the train clips that have bounds, and no more than
+    the sampling window."""
+    label_fps: Annotated[float, Field(gt=0.0)] | None = None
+    """Labels per second; null: a label per frame of the video."""
+    background: list[str] = ["background"]
+    """Classes that are no segments for Edit and F1."""
+    head: SegmentationHeadConfig = SegmentationHeadConfig()
+
+
 class EvaluateConfig(Section):
     """The protocol of evaluation and of `uniego.load(RUN).encode`; an exported folder keeps its own."""
 
@@ -336,6 +396,11 @@ class EvaluateConfig(Section):
     """Spatial crops per view: 3 = left/centre/right at short side image_size; 1 = centre."""
     single_short_side: Positive = 256
     """Short side before the centre crop, pixels: for crops = 1 and for the export of proxy outputs."""
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of the test clips for 95 % bootstrap intervals; 0: none."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    probe: ProbeConfig = ProbeConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
 
 
 class ComputeConfig(Section):

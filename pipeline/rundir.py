@@ -109,7 +109,7 @@ class Run:
         return TaskFolder(self.root / "ego-only", "the ego-only network")
 
     def evaluation_folder(self, model: str) -> TaskFolder:
-        """The evaluation of "student", "ego-only" or "proxy:<teacher>"."""
+        """The evaluation of "student", "ego-only", "proxy:<teacher>", "teacher:<teacher>" or another encoder."""
         return TaskFolder(self.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
 
     def teacher_folder(self, teacher: str) -> TaskFolder:

@@ -1,64 +1,143 @@
-"""Recognition on the test split, by the published protocol: views x crops, raw logits summed."""
+"""`uniego evaluate`: recognition, retrieval, segmentation and probes of one model, as far as the data allow."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
-from dataclasses import asdict
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import torch
 
-from ..errors import MissingInputError, UniegoError, UsageError
+from ..errors import MissingInputError, UsageError
 from ..pipeline import files
 from ..pipeline.progress import results_console, say, warn
 from ..pipeline.rundir import Run, TaskFolder
 from ..pipeline.signals import StopFlag
 from .compute import prepare
-from .encoder import CONFIG, WEIGHTS, read_model, run_protocol
-from .fingerprints import clips_hash, training_fingerprint
-from .recognition import Recognition, recognise
+from .encoder import CONFIG, WEIGHTS
+from .evaluation.measure import Measure
+from .evaluation.probe import PROBE
+from .evaluation.recognition import RECOGNITION
+from .evaluation.retrieval import RETRIEVAL
+from .evaluation.segmentation import SEGMENTATION
+from .evaluation.subjects import NetworkSubject, Subject, TeacherSubject
+from .fingerprints import training_fingerprint
+
+TASKS: dict[str, Measure] = {
+    "recognition": RECOGNITION,
+    "retrieval": RETRIEVAL,
+    "segmentation": SEGMENTATION,
+    "probe": PROBE,
+}
 
 
-def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> dict[str, Any]:
-    """Top-1, top-5 and mean class accuracy on the test split, printed and written to RUN/evaluate/<model>/.
+def evaluate(
+    run: Run, *, model: str = "student", tasks: Sequence[str] = (), overwrite: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Measure a model on the test split; printed (unless `quiet`) and written to RUN/evaluate/<model>/.
 
-    `model` is "student" or "proxy:<teacher>". Returns the results. Raises `MissingInputError` naming the command
-    that trains it, `UniegoError` for a table without a test split.
+    `model` is "student", "proxy:<teacher>", "teacher:<teacher>" (its features) or the path of an encoder's folder.
+    `tasks`: of recognition, retrieval, segmentation and probe; none: all that data and model allow, the others under
+    "left_out" with the reason. Returns {"model", "tasks": {task: results with their protocol}, "left_out", …}, with
+    recognition's top1, top5, mean_class_accuracy, clips and failed also at the top.
+
+    What was measured before under the same settings is not measured again. Raises `MissingInputError` naming the
+    command that trains the model, `UsageError` for a task that is named and not possible, `UniegoError` for a table
+    without a test split, `Stopped` when asked to stop; the same call continues.
     """
-    trained = _model_folder(run, model)
-    source = trained.path / "model"
-    clips = run.table().split("test")
-    if not clips:
-        raise UniegoError(f"{run.table().path} has no clip in the test split: nothing to evaluate on")
-    device = prepare(run.config.compute)
-    folder = run.evaluation_folder(model)
-    network, config = read_model(source)
-    protocol, reader = run_protocol(run.config, config)
-    fingerprint = {
-        "weights": files.hash_file(source / WEIGHTS),
-        "test_clips": clips_hash(clips),
-        "protocol": protocol._asdict(),
-        "input": asdict(reader),
-        "precision": run.config.compute.precision,
-    }
-    changed = bool(folder.differences(fingerprint))  # results are cheap: new ones replace those of something else
-    with folder.work(fingerprint, overwrite=overwrite or changed) as needed:
+    unknown = [name for name in tasks if name not in TASKS]
+    if unknown:
+        raise UsageError(f"unknown task {', '.join(unknown)}: use {', '.join(TASKS)}")
+    subject = _subject(run, model, prepare(run.config.compute))
+    chosen, left_out = _choose(subject, tasks)
+    folder = run.evaluation_folder(subject.name)
+    changed = bool(
+        folder.differences(subject.fingerprint)
+    )  # results are cheap: new ones replace those of something else
+    wanted = {name: TASKS[name].settings(subject) for name in chosen}
+    missing = [name for name in chosen if not _is_done(folder, name, wanted[name])]
+    with folder.work(subject.fingerprint, overwrite=overwrite or changed, incomplete=bool(missing)) as needed:
         if needed:
             with StopFlag() as flag:
-                title = f"evaluate {model}"
-                result = recognise(run, network.to(device), clips, protocol, flag, reader=reader, title=title)
-            if not len(result.labels):
-                raise UniegoError(f"none of the {len(clips)} test clips could be decoded")
-            files.write_bytes(folder.path / "predictions.csv", predictions(run, result))
-            folder.finish({"model": model, **result.metrics()})
+                for name in chosen:
+                    _measure(subject, name, wanted[name], folder, flag)
+            results = _collect(folder, subject.name, left_out)
+            files.write_json(folder.path / "results.json", results)
+            folder.finish(results)
         else:
-            say(f"evaluation of {model}: finished before, nothing to do")
+            say(f"evaluation of {subject.name}: finished before, nothing to do")
     results = folder.results
-    print_results(results, protocol._asdict(), folder.path)
+    if not quiet:
+        print_evaluation(results, chosen, left_out, folder.path)
     return results
+
+
+def _subject(run: Run, model: str, device: torch.device) -> Subject:
+    kind, _, key = model.partition(":")
+    if kind == "teacher":
+        return TeacherSubject(run, key)
+    if os.sep in model or model.startswith("."):
+        source = Path(model)
+        if not (source / CONFIG).exists():
+            raise MissingInputError(f"no {CONFIG} in {source}: it is not a folder of a trained network")
+        name = f"encoder-{source.resolve().name}-{files.hash_file(source / WEIGHTS)[:8]}"
+        return NetworkSubject(run, name, source, device)
+    return NetworkSubject(run, model, _model_folder(run, model).path / "model", device)
+
+
+def _choose(subject: Subject, tasks: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The tasks to do, in their fixed order, and why others are not done."""
+    reasons = {name: TASKS[name].why_not(subject) for name in TASKS if not tasks or name in tasks}
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if tasks and left_out:
+        raise UsageError(
+            "; ".join(f"{name} of {subject.name} is not possible: {why}" for name, why in left_out.items())
+        )
+    return [name for name in reasons if name not in left_out], left_out
+
+
+def _task_folder(folder: TaskFolder, name: str) -> TaskFolder:
+    return TaskFolder(folder.path / name, f"{folder.title}: {name}")
+
+
+def _is_done(folder: TaskFolder, name: str, wanted: Mapping[str, Any]) -> bool:
+    task = _task_folder(folder, name)
+    return task.done and not task.differences(wanted)
+
+
+def _measure(subject: Subject, name: str, wanted: Mapping[str, Any], folder: TaskFolder, flag: StopFlag) -> None:
+    """Carry one task out, unless it was."""
+    task = _task_folder(folder, name)
+    with task.work(wanted, overwrite=bool(task.differences(wanted))) as needed:
+        if needed:
+            flag.check()
+            task.finish(TASKS[name].compute(subject, task.path, flag))
+
+
+def _collect(folder: TaskFolder, model: str, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """The results of all tasks that are done."""
+    done = {name: task.results for name in TASKS if (task := _task_folder(folder, name)).done}
+    accuracy = ("top1", "top5", "mean_class_accuracy", "clips", "failed")
+    top = {name: done["recognition"][name] for name in accuracy} if "recognition" in done else {}
+    return {"model": model, **top, "tasks": done, "left_out": {n: why for n, why in left_out.items() if n not in done}}
+
+
+def print_evaluation(
+    results: Mapping[str, Any], tasks: Sequence[str], left_out: Mapping[str, str], folder: Path
+) -> None:
+    """The tables of these tasks, what was left out and why, and where everything lies."""
+    console = results_console()
+    for name in tasks:
+        for table in TASKS[name].tables(results["model"], results["tasks"][name]):
+            console.print(table)
+    for name, why in left_out.items():
+        say(f"left out: {name}, since {why}")
+    if "recognition" in tasks:
+        if results["failed"]:
+            say(f"{results['failed']} clips could not be decoded and are not counted; see {folder / 'predictions.csv'}")
+        say(f"predictions: {folder / 'predictions.csv'}")
+    say(f"numbers and protocols: {folder / 'results.json'}")
 
 
 def _model_folder(run: Run, model: str) -> TaskFolder:
@@ -73,41 +152,13 @@ def _model_folder(run: Run, model: str) -> TaskFolder:
         folder, command = run.student_folder, "uniego distill"
         wanted = training_fingerprint(run, run.config.distill, {})
     else:
-        names = ", ".join(["student", *(f"proxy:{key}" for key in run.config.teachers)])
-        raise UsageError(f"unknown model {model!r}: use one of {names}")
+        names = ", ".join(
+            ["student", *(f"{kind}:{key}" for kind in ("proxy", "teacher") for key in run.config.teachers)]
+        )
+        raise UsageError(f"unknown model {model!r}: use one of {names}, or the path of an encoder's folder (with a /)")
     if not folder.done or not (folder.path / "model" / CONFIG).exists():
         raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
     different = [name for name in folder.differences(wanted) if not name.startswith("inputs")]
     if different:
         warn(f"{model} was trained under other settings than the run has now ({', '.join(different[:5])})")
     return folder
-
-
-def predictions(run: Run, result: Recognition) -> bytes:
-    """A row per clip: id, label, prediction, the label's rank (1 = right), probability of the prediction."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["clip_id", "label", "predicted", "label_rank", "probability"])
-    ranked = result.logits.argsort(dim=1, descending=True, stable=True)
-    ranks = (ranked == result.labels.unsqueeze(1)).int().argmax(dim=1) + 1
-    confidence = result.logits.softmax(dim=1).amax(dim=1)
-    classes = run.table().classes
-    for i, clip in enumerate(result.clips):
-        predicted = int(ranked[i, 0])
-        name = classes[predicted] if predicted < len(classes) else str(predicted)
-        label = classes[clip.label] if clip.label < len(classes) else str(clip.label)
-        writer.writerow([clip.clip_id, label, name, int(ranks[i]), f"{confidence[i]:.4f}"])
-    for failure in result.failures:
-        writer.writerow([failure.clip_id, "", "", "", failure.reason])
-    return out.getvalue().encode()
-
-
-def print_results(results: Mapping[str, Any], protocol: Mapping[str, int], folder: Path) -> None:
-    """A table of accuracies, and where the predictions lie."""
-    table = Table("clips", "views x crops", "top-1", "top-5", "mean class", title=f"{results['model']} on test")
-    accuracies = (f"{results[key]:.1f}" for key in ("top1", "top5", "mean_class_accuracy"))
-    table.add_row(str(results["clips"]), f"{protocol['views']} x {protocol['crops']}", *accuracies)
-    results_console().print(table)
-    if results["failed"]:
-        say(f"{results['failed']} clips could not be decoded and are not counted; see {folder / 'predictions.csv'}")
-    say(f"predictions: {folder / 'predictions.csv'}")

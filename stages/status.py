@@ -141,16 +141,22 @@ def _evaluations(run: Run) -> dict[str, Any]:
         record = TaskFolder(path.parent, path.parent.name).record
         if record is not None and record["state"] == "done":
             results = record["results"]
-            stale = _weights(run, results["model"]) != record["fingerprint"]["weights"]
+            now = _weights(run, results["model"], record["fingerprint"]["weights"])
+            stale = now != record["fingerprint"]["weights"]
             entries[results["model"]] = {"state": "stale" if stale else "done", **results}
     return entries
 
 
-def _weights(run: Run, model: str) -> str | None:
-    """Hash of a trained model's weights, None when it is not trained (any more)."""
+def _weights(run: Run, model: str, known: str) -> str | None:
+    """Hash of a trained model's weights, None when it is not trained (any more).
+
+    Of what is no model of the run (a teacher's features, an encoder from elsewhere) the `known` one: nobody looks.
+    """
     kind, _, teacher = model.partition(":")
     folders = {"student": run.student_folder, "ego-only": run.ego_only_folder, "proxy": run.proxy_folder(teacher)}
-    folder = folders[kind]
+    folder = folders.get(kind)
+    if folder is None:
+        return known
     return str(folder.results["weights"]) if folder.done else None
 
 

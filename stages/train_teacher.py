@@ -22,7 +22,7 @@ from ..pipeline.signals import StopFlag
 from .checkpoints import check_finite, replace_tensors
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS
-from .evaluate import predictions, print_results
+from .evaluation.recognition import predictions, print_results
 from .lessons import TRAINABLE, Lesson, lesson_of
 from .recognition import Recognition, recognise
 from .training import make_batches, make_plan, remove_scaffold, train_and_write

@@ -269,7 +269,7 @@ def test_stages_get_what_was_asked(run: Path, stage: Callable[..., list[Any]], m
     ((opened, options),) = calls["distill"]
     assert (opened.root.resolve(), options) == (run.resolve(), {"overwrite": False, "strict": False})
     ((_, options),) = calls["evaluate"]
-    assert options == {"model": "proxy:ego_dino", "overwrite": False}
+    assert options == {"model": "proxy:ego_dino", "tasks": (), "overwrite": False, "quiet": False}
 
 
 def test_unknown_teacher(run: Path, stage: Callable[..., list[Any]]) -> None:

@@ -167,7 +167,8 @@ def test_predictions_are_written_per_clip(finished: Path) -> None:
     assert {row["predicted"] for row in rows} <= {"lift", "turn"}
     printed = good("evaluate", "--run", finished, "--model", "proxy:exo_rgb")
     result = Run.open(finished).evaluation_folder("proxy:exo_rgb").results
-    cells = [cell.strip() for cell in printed.splitlines()[-3].split("│")[1:-1]]
+    (row,) = (line for line in printed.splitlines() if "1 x 3" in line)
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
     assert cells == ["4", "1 x 3", *(f"{result[k]:.1f}" for k in ("top1", "top5", "mean_class_accuracy"))]
     assert "unknown model" in call("evaluate", "--run", finished, "--model", "proxy:none").output
 
