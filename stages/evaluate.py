@@ -28,7 +28,7 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
     `model` is "student" or "proxy:<teacher>". Returns the results. Raises `MissingInputError` naming the command
     that trains it, `UniegoError` for a table without a test split.
     """
-    trained = _model_folder(run, model)
+    trained = trained_folder(run, model)
     source = trained.path / "model"
     clips = run.table().split("test")
     if not clips:
@@ -61,7 +61,7 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
     return results
 
 
-def _model_folder(run: Run, model: str) -> TaskFolder:
+def trained_folder(run: Run, model: str) -> TaskFolder:
     """Where a trained model lies; warns of one that was trained under other settings than the run has now."""
     kind, _, teacher = model.partition(":")
     if kind == "proxy" and teacher in run.config.teachers:
