@@ -21,6 +21,7 @@ from .batches import ClipReader, Protocol
 from .encoder import read_model, write_model
 from .model_export import NewFolder, refuse_filled
 
+_TOLD = ("width", "depth", "image_size", "patch_size", "num_frames", "num_classes")
 _PUBLISHED = 224
 """Image size that the published short sides belong to."""
 
@@ -59,11 +60,8 @@ def import_checkpoint(
     with NewFolder(out) as folder:
         write_model(folder, model, model.state_dict(), _reader(geometry, policy), protocol, names)
     source = "stated" if heads is not None else f"width / {HEAD_WIDTH}"
-    say(
-        f"{file}: epoch {metadata['epoch']}, {len(state)} tensors; width {geometry['width']}, depth "
-        f"{geometry['depth']}, {geometry['heads']} heads ({source}), {geometry['num_frames']} frames of {geometry['image_size']} pixels, "
-        f"patches of {geometry['patch_size']}, {geometry['num_classes']} classes"
-    )
+    sizes = ", ".join(f"{name} {geometry[name]}" for name in _TOLD)
+    say(f"{file}: epoch {metadata['epoch']}, {len(state)} tensors; {sizes}, heads {geometry['heads']} ({source})")
     say(f"wrote {out}; looks at clips by the {policy} policy, {views} x {crops} views x crops (see config.json)")
     return geometry
 

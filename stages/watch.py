@@ -75,12 +75,9 @@ def at_work(run: Run, report: Mapping[str, Any]) -> list[str]:
 
 
 def _folder(run: Run, stage: str, name: str) -> TaskFolder | None:
-    folders = {
-        "train-teacher": run.teacher_folder,
-        "train-proxies": run.proxy_folder,
-        "distill": {"student": run.student_folder, "merge": run.merge_folder}.get,
-    }
-    find = folders.get(stage)
+    if stage == "distill":
+        return run.student_folder if name == "student" else run.merge_folder
+    find = {"train-teacher": run.teacher_folder, "train-proxies": run.proxy_folder}.get(stage)
     return None if find is None else find(name)
 
 
