@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,15 +255,6 @@ def _pyarrow() -> tuple[Any, Any]:
 
 def _move(temporary: Path, target: Path) -> None:
     """Make what was written durable, and give it its name."""
-    paths = [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]
-    for path in paths:
-        if path.is_dir():
-            files.sync_dir(path)
-            continue
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            files.operations.fsync(fd)
-        finally:
-            os.close(fd)
+    files.sync_tree(temporary)
     files.operations.rename(temporary, target)
     files.sync_dir(target.parent)

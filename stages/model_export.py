@@ -35,7 +35,7 @@ def export_model(run: Run, out: Path, *, model: str = "student", onnx: bool = Fa
     config |= {"protocol": protocol._asdict()}
     config["input"] |= {"single_short_side": reader.single_short_side, "backend": reader.backend}
     with NewFolder(out) as folder:
-        _copy(trained / WEIGHTS, folder / WEIGHTS)
+        shutil.copyfile(trained / WEIGHTS, folder / WEIGHTS)
         files.write_json(folder / CONFIG, config)
         note = ""
         if onnx:
@@ -75,12 +75,6 @@ class NewFolder:
         if kind is not None:
             shutil.rmtree(self._made, ignore_errors=True)
             return
-        files.sync_dir(self._made)
+        files.sync_tree(self._made)
         files.operations.rename(self._made, self.path)  # an empty folder gives way
         files.sync_dir(self.path.parent)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    with target.open("rb+") as file:
-        files.operations.fsync(file.fileno())
