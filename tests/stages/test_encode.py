@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,34 +177,6 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
         encode(out, "--logits")
         assert everything(out.parent) == wanted, at
     assert kills > 4
-
-
-@pytest.mark.fault
-@pytest.mark.slow
-def test_sigkill_and_stop_signals_of_the_real_command(
-    tmp_path: Path, model: Path, make_video: Callable[..., Path]
-) -> None:
-    for number in range(60):
-        make_video(tmp_path / "in" / f"{number:02d}.mp4", frames=200, fps=20, size=(320, 240), hue=number)
-    words = ["encode", str(tmp_path / "in"), "--model", str(model), "--workers", "1", "--threads", "1", "--out"]
-    start = [sys.executable, "-m", "uniego", *words]
-    began = time.monotonic()
-    subprocess.run([*start, str(tmp_path / "plain.zarr")], check=True)
-    whole = time.monotonic() - began
-    out, codes = tmp_path / "killed.zarr", []
-    for attempt in range(20):
-        process = subprocess.Popen([*start, str(out)], stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(whole * (0.5 + 0.07 * attempt))
-        number = (signal.SIGKILL, signal.SIGTERM)[attempt % 2]
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-        codes.append(process.wait(timeout=10 * whole))
-        if codes[-1] == 0:
-            break
-    assert codes[-1] == 0
-    assert set(codes) <= {-signal.SIGKILL, 75, 0}
-    assert len(codes) > 1
-    assert everything(out) == everything(tmp_path / "plain.zarr")
 
 
 def test_finished_shards_are_not_computed_again(
