@@ -20,6 +20,7 @@ from . import (
     cli_cache,
     cli_clips,
     cli_data,
+    cli_encode,
     cli_evaluate,
     cli_extract,
     cli_pose,
@@ -29,7 +30,7 @@ from . import (
 )
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
 from .cli_extract import OverwriteOption, StrictOption, TeacherOption
-from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
+from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -107,6 +108,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The configuration of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_cache.app, name="cache")
+app.add_typer(cli_encode.checkpoint_app, name="checkpoint")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_teachers.app, name="teachers")
 
@@ -136,6 +138,7 @@ STAGES = {
     "train-proxies",
     "distill",
     "evaluate",
+    "encode",
     "demo",
 }
 
@@ -245,10 +248,26 @@ def distill(
 app.command("evaluate")(cli_evaluate.evaluate)
 
 
+app.command("encode")(cli_encode.encode)
+app.command("export")(cli_encode.export)
+
+
 @app.command()
-def status(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOption = None) -> None:
+def status(
+    run: RunOption = Path(),
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", metavar="S", min=0.1, help="With --watch: seconds between.")] = 3.0,
+    overrides: SetOption = None,
+) -> None:
     """What is done, running, stale or failed."""
     opened = open_run(run, overrides)
+    if watch:
+        if as_json:
+            raise UsageError("--watch is for people: --json prints one report")
+        from .stages.watch import watch as view
+
+        raise typer.Exit(view(opened, every))
     from .stages.status import print_status
     from .stages.status import status as stage
 

@@ -211,6 +211,9 @@ class Attention(nn.Module):
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Three of [n, L, H, D/H] -> [n, L, H, D/H]; n and H may each be as large as the kernels allow."""
+    if torch.compiler.is_exporting():  # how many portions there are would fix the size of the batch
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
     parts = zip(*(_cut(tensor.transpose(1, 2)) for tensor in (query, key, value)), strict=True)
     mixed = [[F.scaled_dot_product_attention(*heads) for heads in zip(*part, strict=True)] for part in parts]
     rows = [row[0] if len(row) == 1 else torch.cat(row, dim=1) for row in mixed]

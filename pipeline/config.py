@@ -420,6 +420,8 @@ class ComputeConfig(Section):
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory that a training's targets may take, 1e9 bytes; null: half of what is free. More of them are mapped from a
     file under the run, which slows training where the disk is slow."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files beside metrics.jsonl; needs the package tensorboardX (uniego[tensorboard])."""
 
 
 class RunConfig(Section):

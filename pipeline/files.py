@@ -180,6 +180,20 @@ def sync_dir(path: StrPath) -> None:
         os.close(fd)
 
 
+def sync_tree(path: StrPath) -> None:
+    """Make a file durable that something else wrote, or a folder with all in it."""
+    path = Path(path)
+    for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if entry.is_dir():
+            sync_dir(entry)
+            continue
+        fd = os.open(entry, os.O_RDONLY)
+        try:
+            operations.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 def make_dir(path: StrPath) -> None:
     """Make a folder and its missing parents durably; an existing folder is fine."""
     path = Path(path)

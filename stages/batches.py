@@ -142,7 +142,18 @@ class ClipReader:
 
     def test(self, clip: Clip, protocol: Protocol = SINGLE) -> Tensor:
         """All views and crops of the protocol, float32 [views * crops, 3, T, S, S]. Raises `VideoError`."""
-        positions = [(self._test_start(view, protocol.views), 0.5) for view in range(protocol.views)]
+        return self._looks(self.frames(clip, self._positions(protocol)), protocol)
+
+    def test_frames(self, video: npt.NDArray[np.uint8], fps: float, protocol: Protocol = SINGLE) -> Tensor:
+        """The same of a clip given as its frames uint8 [T, H, W, 3], RGB, at `fps` frames per second."""
+        wanted, rows = self._wanted(len(video), fps, True, self._positions(protocol))
+        return self._looks(arranged(video[wanted], rows), protocol)
+
+    def _positions(self, protocol: Protocol) -> list[tuple[float, float]]:
+        """(start, phase) of the views."""
+        return [(self._test_start(view, protocol.views), 0.5) for view in range(protocol.views)]
+
+    def _looks(self, views: Sequence[npt.NDArray[np.uint8]], protocol: Protocol) -> Tensor:
         looks = [
             test_clip(
                 frames,
@@ -153,7 +164,7 @@ class ClipReader:
                 mean=self.mean,
                 std=self.std,
             )
-            for frames in self.frames(clip, positions)
+            for frames in views
             for crop in range(protocol.crops)
         ]
         return torch.stack(looks)

@@ -83,7 +83,7 @@ def _subject(run: Run, model: str, device: torch.device) -> Subject:
             raise MissingInputError(f"no {CONFIG} in {source}: it is not a folder of a trained network")
         name = f"encoder-{source.resolve().name}-{files.hash_file(source / WEIGHTS)[:8]}"
         return NetworkSubject(run, name, source, device)
-    return NetworkSubject(run, model, _model_folder(run, model).path / "model", device)
+    return NetworkSubject(run, model, trained_folder(run, model).path / "model", device)
 
 
 def _choose(subject: Subject, tasks: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -140,7 +140,7 @@ def print_evaluation(
     say(f"numbers and protocols: {folder / 'results.json'}")
 
 
-def _model_folder(run: Run, model: str) -> TaskFolder:
+def trained_folder(run: Run, model: str) -> TaskFolder:
     """Where a trained model lies; warns of one that was trained under other settings than the run has now."""
     kind, _, teacher = model.partition(":")
     if kind == "proxy" and teacher in run.config.teachers:

@@ -24,6 +24,7 @@ from ..pipeline.signals import StopFlag
 from . import utilisation
 from .batches import Batch
 from .checkpoints import Checkpoints, replace_tensors
+from .events import EVENTS, EventFile
 from .steplog import StepLog
 
 Batches = Callable[[int, int], Iterator[Batch]]  # (epoch, step) to start from -> micro-batches to the end
@@ -79,6 +80,7 @@ class Plan:
     device: torch.device
     precision: str = "fp32"
     log_every: int = 10
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
@@ -123,7 +125,8 @@ class Loop:
         self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._continue()
-        self._log = StepLog(self.folder, (self.position.epoch, self.position.step), self._utilisation)
+        events = EventFile(self.folder / EVENTS, self.plan.steps_per_epoch) if self.plan.tensorboard else None
+        self._log = StepLog(self.folder, (self.position.epoch, self.position.step), self._utilisation, events)
         self._saved_at = time.monotonic()
         plan, resumed = self.plan, self.position.total(self.plan)
         self._saved_total = resumed if resumed else None
@@ -141,7 +144,10 @@ class Loop:
                 self._checkpoints.wait()
             raise
         finally:
-            self._log.flush()
+            try:
+                self._log.flush()
+            finally:
+                self._log.close()
         return self.position
 
     def _utilisation(self, rate: float) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from ..cache import ClipIndex, FeatureStore, RowStatus
 from ..models.teachers import teacher_view
@@ -20,6 +22,7 @@ from .rows import RunRows, run_rows
 from .targets import find_index, find_store, stale_settings
 from .train_proxies import has_outputs, proxy_fingerprint
 
+STATED = ("done", "running", "partial", "pending", "stale", "failed", "no input", "left out")
 State = str
 """pending (not begun), partial (begun; the same command continues), running, done, failed, stale (made under other
 settings than the run has now), no input (no clip names what the teacher sees, so that its proxy is left out)."""
@@ -163,22 +166,28 @@ def _weights(run: Run, model: str, known: str) -> str | None:
 def print_status(report: Mapping[str, Any]) -> None:
     """The report as tables, or as plain lines where a terminal is too narrow for them."""
     console = results_console()
+    for part in tables(report, console.width):
+        console.print(part)
+
+
+def tables(report: Mapping[str, Any], width: int) -> list[RenderableType]:
+    """What `print_status` prints on a console of so many columns, part by part."""
     clips = report["clips"]
     splits = ", ".join(f"{clips[name]} {name}" for name in ("train", "val", "test"))
-    console.print(f"{report['run']}: {splits} clips, {clips['classes']} classes")
+    parts: list[RenderableType] = [Text(f"{report['run']}: {splits} clips, {clips['classes']} classes")]
     rows = _teacher_rows(report["stages"])
-    if console.width < 72:
-        for row in rows:
-            console.print(", ".join(row), markup=False)
+    if width < 72:
+        parts += [Text(", ".join(row)) for row in rows]
     else:
         table = Table("teacher", "features", "clips", "proxy", title="teachers and proxies")
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        parts.append(table)
     for stage in ("train-teacher", "train-proxies", "distill", "evaluate"):
         for name, entry in report["stages"][stage].items():
             if stage != "train-proxies" or "why" in entry:
-                console.print(f"{stage} {name}: {_line(entry)}", markup=False)
+                parts.append(Text(f"{stage} {name}: {line_of(entry)}"))
+    return parts
 
 
 def _teacher_rows(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -190,7 +199,8 @@ def _teacher_rows(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _line(entry: Mapping[str, Any]) -> str:
+def line_of(entry: Mapping[str, Any]) -> str:
+    """One entry of the report in words."""
     if entry.get("top1") is not None:
         stale = "stale: " if entry["state"] == "stale" else ""
         top1, top5, mean = (f"{entry[name]:.1f}" for name in ("top1", "top5", "mean_class_accuracy"))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ..errors import UniegoError
 from ..pipeline import files
 from ..pipeline.progress import warn
 from .batches import Batch
+from .events import EventFile
 
 Utilisation = Callable[[float], str]  # clips per second -> what share of the peak that is, "" where not known
 
@@ -34,9 +35,15 @@ class StepLog:
     `note` is the last state in words, for the progress line.
     """
 
-    def __init__(self, folder: Path, here: tuple[int, int], utilisation: Utilisation = lambda rate: "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        here: tuple[int, int],
+        utilisation: Utilisation = lambda rate: "",
+        events: EventFile | None = None,
+    ) -> None:
         self._path, self._failures_path = folder / "metrics.jsonl", folder / "failures.jsonl"
-        self._utilisation = utilisation
+        self._utilisation, self._events = utilisation, events
         self._pending: list[_Step] = []
         self._seconds = self._waited = 0.0  # of the pending steps
         self._clips_in_epoch = here[1]  # a resumed epoch had clips before
@@ -53,6 +60,8 @@ class StepLog:
         records, _ = files.read_json_lines(self._path)
         kept = [r for r in records if (r["epoch"], r.get("step", math.inf)) < here]
         files.write_bytes(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        if self._events is not None:
+            self._events.write(kept)
 
     def step(self, entry: dict[str, Any], terms: list[dict[str, Tensor]], seconds: float, waited: float) -> None:
         """Remember one step: its terms per micro-batch, how long it took, and how long of that it waited for data."""
@@ -75,26 +84,33 @@ class StepLog:
         rate = sum(step.entry["clips"] for step in pending) / seconds
         speed = {"clips_per_s": round(rate, 3), "data_wait": round(self._waited / seconds, 3)}
         self._seconds = self._waited = 0.0
-        lines = []
+        records = []
         for step, numbers in zip(pending, values, strict=True):
             means = dict(zip(step.names, numbers, strict=True))
             _check(step.entry, means)
-            lines.append(json.dumps({**step.entry, **speed, "loss": None, **means}) + "\n")
-        self._append(lines, durable=durable)
-        if lines:
+            records.append({**step.entry, **speed, "loss": None, **means})
+        self._append(records, durable=durable)
+        if records:
             loss = means.get("loss", 0.0)
             parts = [f"loss {loss:.4f}", f"data wait {speed['data_wait']:.0%}", self._utilisation(rate)]
             self.note = ", ".join(filter(None, parts))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
-        self._append([json.dumps(record) + "\n"], durable=False)
+        self._append([record], durable=False)
 
-    def _append(self, lines: list[str], *, durable: bool) -> None:
-        if not lines and not (durable and self._path.exists()):
+    def close(self) -> None:
+        """End what writes event files."""
+        if self._events is not None:
+            self._events.close()
+
+    def _append(self, records: Sequence[Mapping[str, Any]], *, durable: bool) -> None:
+        if self._events is not None and records:
+            self._events.write(records)
+        if not records and not (durable and self._path.exists()):
             return
         with self._path.open("a", encoding="utf-8") as handle:
-            handle.write("".join(lines))
+            handle.write("".join(json.dumps(record) + "\n" for record in records))
             handle.flush()
             if durable:
                 os.fsync(handle.fileno())

@@ -22,6 +22,7 @@ from .checkpoints import check_finite
 from .clip_source import training_reader
 from .compute import resolve_device
 from .encoder import CONFIG, write_model
+from .events import require_tensorboard
 from .fingerprints import init_path
 from .loop import Batches, Loop, Plan, Task
 from .recognition import recognise
@@ -29,7 +30,9 @@ from .view import VIEW
 
 
 def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
-    """Steps and portions of a training over `clips`."""
+    """Steps and portions of a training over `clips`. Raises `UsageError` where its event files cannot be written."""
+    if run.config.compute.tensorboard:
+        require_tensorboard()
     return Plan(
         epochs=config.epochs,
         steps_per_epoch=len(clips) // config.global_batch,
@@ -38,6 +41,7 @@ def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
         checkpoint=config.checkpoint,
         device=resolve_device(run.config.compute),
         precision=run.config.compute.precision,
+        tensorboard=run.config.compute.tensorboard,
     )
 
 
