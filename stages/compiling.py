@@ -26,10 +26,10 @@ def compile_blocks(model: TimeSformer, batch: int, precision: str, backend: Back
         _try(model, batch, precision)
     except Exception as error:  # whatever a compiler raises, training goes on without it
         model.compile_blocks(None)
-        cause = str(error).strip().splitlines()
+        cause = " ".join(line.strip() for line in str(error).splitlines()[:3])
         warn(
-            f"compute.compile: the network is trained without, since compiling it fails here "
-            f"({type(error).__name__}: {cause[0] if cause else 'no message'})"
+            "compute.compile: the network is trained without, since compiling it fails here "
+            f"({type(error).__name__}: {cause})"
         )
         return False
     finally:

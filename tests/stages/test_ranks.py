@@ -187,6 +187,7 @@ def test_three_processes_share_four_micro_batches(run: Path, alone: Path, launch
     check_alike(run / "proxies/ego_dino", alone / "proxies/ego_dino")
 
 
+@pytest.mark.slow
 def test_more_processes_than_micro_batches_are_told(run: Path, alone: Path, launcher: Launcher) -> None:
     said = launcher.run(5, "train-proxies", "--teacher", "ego_dino", "--run", run)
     assert "5 processes for 4 micro-batches of a step" in said
@@ -211,6 +212,7 @@ def test_fault_25_a_rank_that_is_killed_is_named(run: Path, launcher: Launcher) 
     assert len(re.findall(rf"rank [02]: rank 1 \(process {job.pids[1]} on .*\) died without a word", job.said)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 def test_fault_25_a_rank_that_hangs_is_named(run: Path, launcher: Launcher) -> None:
     settings = ["--teacher", "exo_skl", "--set", "proxies.train.epochs=2000", "--set", "compute.rank_timeout_s=5"]
@@ -230,7 +232,7 @@ def wait_for_text(job: Job, text: str) -> None:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fault_26_27_stopped_together_and_continued_by_others(
     run: Path, alone: Path, launcher: Launcher, world: int
 ) -> None:
@@ -270,3 +272,51 @@ def test_what_the_first_refuses_ends_all_with_its_exit_code(run: Path, alone: Pa
     assert job.codes() == [5, 5], job.said
     assert "rank 1: rank 0 has failed and told why" in job.said
     assert job.said.count("feature_weight: stored 1.0, wanted 2.0") == 1
+
+
+def torchrun(run: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The real thing, two processes; torchrun's own words and theirs on one stream."""
+    module = ["-m", "--", "uniego"]  # without "--" torchrun takes --run for an option of its own
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *module]
+    command = [*launcher, "train-proxies", "--teacher", "exo_skl", "--run", str(run), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_fault_2_torchrun_is_asked_to_stop(run: Path, alone: Path, launcher: Launcher) -> None:
+    process = torchrun(run, "--set", "proxies.train.epochs=100")
+    wait_for(run / "proxies/exo_skl/checkpoints/step-000000002")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert re.search(r"stopped: rank 0: stopped on SIGTERM", said), said
+    assert re.search(r"stopped: rank 1: stopped on SIGTERM", said), said
+    assert process.returncode != 0
+    assert json.loads((run / "proxies/exo_skl/record.json").read_text())["state"] == "started"
+    launcher.run(1, "train-proxies", "--teacher", "exo_skl", "--run", run, "--set", "proxies.train.epochs=100")
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_fault_25_torchrun_and_a_rank_that_is_killed(run: Path) -> None:
+    process = torchrun(run, "--set", "proxies.train.epochs=2000")
+    wait_for(run / "proxies/exo_skl/checkpoints/step-000000002")
+    (child,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if is_child(path.parent, process.pid) and b"\0RANK=1\0" in path.read_bytes()
+    )
+    os.kill(child, signal.SIGKILL)
+    killed = time.monotonic()
+    said = process.communicate(timeout=60)[0]
+    assert time.monotonic() - killed < 30
+    assert re.search(rf"rank 0: rank 1 \(process {child} on .*\) died without a word", said), said
+    assert process.returncode != 0
+
+
+def is_child(process: Path, parent: int) -> bool:
+    try:
+        return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
+    except OSError:
+        return False
