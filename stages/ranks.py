@@ -60,8 +60,8 @@ def rank() -> int:
 def joined(config: ComputeConfig) -> Iterator[None]:
     """Inside, the processes that torchrun started train together; without torchrun nothing changes.
 
-    They meet by NCCL where the device is a GPU, by gloo on CPUs. From here on only the first says things. Raises `UniegoError`
-    when they do not all come within `compute.rank_timeout_s`.
+    They meet by NCCL where the device is a GPU, by gloo on CPUs. From here on only the first says things. Raises
+    `UniegoError` when they do not all come within `compute.rank_timeout_s`.
     """
     here = place()
     if here.world == 1 or world() > 1:
