@@ -56,6 +56,14 @@ class Watch:
             except RuntimeError:
                 return
 
+    def linger(self) -> None:
+        """Of the first process, which may hold the store: give the others a moment to read in it why it leaves."""
+        started = time.monotonic()
+        while self.rank == 0 and time.monotonic() - started < SILENCE:
+            if all(self._store.check([f"left/{other}"]) for other in self.others):
+                return
+            time.sleep(0.05)
+
     def explain(self, error: BaseException) -> UniegoError:
         """What to raise after a failed meeting: it names who is gone, and why where that is known."""
         try:

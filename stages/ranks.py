@@ -109,11 +109,14 @@ def _begin(device: torch.device, rank: int, world: int, timeout: timedelta) -> N
 
 def _end(device: torch.device, error: BaseException | None) -> None:
     global _company
-    if _company.watch is not None:
-        _company.watch.end(error)
+    watch = _company.watch
+    if watch is not None:
+        watch.end(error)
     _company = _Company()
     if error is None or device.type == "cpu":  # NCCL would wait for sums that never come
         dist.destroy_process_group()
+    if watch is not None and error is not None and not isinstance(error, RankLost):
+        watch.linger()
 
 
 @contextmanager
