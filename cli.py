@@ -71,7 +71,15 @@ def _tell(error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         typer.echo("interrupted; the same command continues", err=True)
     else:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_rank()}{error}", err=True)
+
+
+def _rank() -> str:
+    """Who speaks, of processes that torchrun started."""
+    from .pipeline.launch import place
+
+    here = place()
+    return f"rank {here.rank}: " if here.world > 1 else ""
 
 
 def _stop(error: Stopped) -> int:
@@ -81,7 +89,7 @@ def _stop(error: Stopped) -> int:
     from .pipeline.slurm import requeue
 
     anew = "--overwrite" in sys.argv
-    typer.echo(f"stopped: {error}{' (without --overwrite)' if anew else ''}", err=True)
+    typer.echo(f"stopped: {_rank()}{error}{' (without --overwrite)' if anew else ''}", err=True)
     job = None if anew else requeue()
     if job is not None:
         typer.echo(f"Slurm job {job} is back in the queue and will continue", err=True)

@@ -80,6 +80,10 @@ class Stopped(UniegoError):
     exit_code = EXIT_STOPPED
 
 
+class RankLost(UniegoError):
+    """Another process of the same training is gone or does not answer; the message names it."""
+
+
 def fingerprint_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Fields in which two fingerprints differ, nested mappings as dotted names: {field: (stored, wanted)}."""
     different: dict[str, tuple[Any, Any]] = {}

@@ -1,12 +1,15 @@
 """One training step of a proxy against a plain implementation of the published behaviour, on the same batch.
 
     python benchmarks/train_step.py --batch 1 --rounds 5 --precision fp32 bf16
+    python benchmarks/train_step.py --memory 8 --rounds 0 --precision fp32 "fp32 recompute"
 
 The plain step is fp32, softmax attention written out, tokens permuted twice per block (to tubes and to frames), SGD
 tensor by tensor, and loss and accuracy read as numbers every step. Both nets hold the same weights, and their outputs
 are compared before anything is timed. Rounds are interleaved, medians are given; `cpu_s` is processor time, which a
-busy machine disturbs less than `seconds`. Peak memory is that of a process of its own (`--memory`: at micro-batch 8).
-On a GPU times are between synchronisations.
+busy machine disturbs less than `seconds`. On a GPU times are between synchronisations.
+
+Peak memory (`--memory`) is the resident memory of a process of its own, on a CPU: a step of one clip, so that the
+optimiser has its state, then a step of the micro-batch. `--rounds 0` measures nothing else, and not the plain step.
 """
 
 from __future__ import annotations
@@ -138,24 +141,27 @@ class PlainStep:
 
     def __call__(self, video: Tensor) -> None:
         logits, projected = self.net(video.to(self.device))
-        ce = F.cross_entropy(logits, self.labels)
-        feature = (1 - F.cosine_similarity(projected, self.targets)).mean()
+        labels, targets = self.labels[: len(video)], self.targets[: len(video)]
+        ce = F.cross_entropy(logits, labels)
+        feature = (1 - F.cosine_similarity(projected, targets)).mean()
         loss = ce + feature
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        right = (logits.argmax(1) == self.labels).float().mean()
+        right = (logits.argmax(1) == labels).float().mean()
         self.read = [loss.item(), ce.item(), feature.item(), right.item()]
 
 
 class OurStep:
-    """What `Loop` does in a step of one micro-batch."""
+    """What `Loop` does in a step of one micro-batch; `how` is a precision, with "recompute" behind it or not."""
 
-    def __init__(self, model: TimeSformer, targets: Tensor, labels: Tensor, device: torch.device, precision: str):
+    def __init__(self, model: TimeSformer, targets: Tensor, labels: Tensor, device: torch.device, how: str):
         path = Path("none.mp4")
         clips = [Clip(f"c{i}", "train", int(y), path, None, None, None, None, {}, {}) for i, y in enumerate(labels)]
         self.net = TimeSformer(**model.geometry)
         self.net.load_state_dict(model.state_dict())
+        precision, _, recompute = how.partition(" ")
+        self.net.recompute = bool(recompute)
         held = Targets(targets.to(device), torch.ones(len(labels), dtype=torch.bool, device=device))
         base = Supervised(self.net, clips, seed=0, device=device)
         self.task = ProxyTask("benchmark", "teacher", ProxiesConfig(), base, held)
@@ -211,8 +217,14 @@ def make(name: str, batch: int, device: torch.device) -> tuple[Callable[[Tensor]
 
 def peak_memory(name: str, batch: int) -> float:
     """Peak resident MB of a process that makes two steps (on a CPU)."""
-    command = [sys.executable, __file__, "--child", name, "--batch", str(batch)]
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, __file__, "--child", name, "--batch", str(batch), "--threads", threads]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peaks(name: str, batches: list[int]) -> dict[str, object]:
+    """Peak memory at each micro-batch, MB."""
+    return {f"peak_mb_batch_{size}": round(peak_memory(name, size)) for size in batches}
 
 
 def device_name(device: torch.device) -> str:
@@ -241,21 +253,24 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.child:
         step, video = make(args.child, args.batch, device)
-        step(video), step(video)
+        step(video[:1]), step(video)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
         return
-    make("check", 1, device)
-    rows = measure(args, device)
+    if args.rounds:
+        make("check", 1, device)
+        rows = measure(args, device)
+    else:
+        rows = [{"step": f"uniego {name}", **peaks(name, args.memory)} for name in args.precision]
     for row in rows:
-        row |= {"batch": args.batch, "rounds": args.rounds, "device": device_name(device), "date": today}
-        row["load_before"] = round(os.getloadavg()[0], 1)
-    out = args.out or Path(__file__).parent / "results" / f"train_step-{today}.csv"
+        row |= {"batch": args.batch, "rounds": args.rounds} if args.rounds else {}
+        row |= {"device": device_name(device), "date": today, "load_before": round(os.getloadavg()[0], 1)}
+    out = args.out or Path(__file__).parent / "results" / f"train_{'step' if args.rounds else 'memory'}-{today}.csv"
     with out.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     print(out.read_text())
-    if device.type != "cuda":
+    if device.type != "cuda" and args.rounds:
         estimate = GPU_SHARE * 790e12 / (GFLOP_PER_CLIP * 1e9)
         print(f"GPU: not measured; by the count of operations {estimate:.0f} clips/s at {GPU_SHARE:.0%} of 790 TFLOP/s")
 
@@ -282,7 +297,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, ob
             "clips_per_s": round(args.batch / medians[name][0], 3),
             "times_faster": round(medians["plain"][0] / medians[name][0], 2),
             "times_faster_cpu": round(medians["plain"][1] / medians[name][1], 2),
-            **{f"peak_mb_batch_{size}": round(peak_memory(name, size)) for size in args.memory},
+            **peaks(name, args.memory),
         }
         for name in names
     ]

@@ -10,7 +10,7 @@ as the tokens; the one copy of a block puts the CLS in front of every frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +123,14 @@ class TimeSformer(nn.Module):
         cls, _ = self.encode(video, drop_masks)
         token: Tensor = self.norm(cls)  # [B, D]
         return TimeSformerOutput(self.head(token), token, self._project(token))
+
+    def compile_blocks(self, backend: str | Callable[..., Any] | None) -> None:
+        """Compile what a block does, once for all blocks, for passes with gradients; None: no more.
+
+        backend: as `torch.compile` takes it. Parameters and their names stay as they are.
+        """
+        for block in (module for module in self.blocks if isinstance(module, Block)):
+            block.compiled = None if backend is None else torch.compile(block.mix, backend=backend)
 
     def encode(self, video: Tensor, drop_masks: DropMasks | None = None) -> tuple[Tensor, Tensor]:
         """CLS [B, D] and patch tokens [B, h*w, T, D] after the last block, before the final norm."""
@@ -244,6 +252,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, drop_rate: float) -> None:
         super().__init__()
         self.keep = 1.0 - drop_rate
+        self.compiled: Callable[..., tuple[Tensor, Tensor]] | None = None  # `mix`, by TimeSformer.compile_blocks
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads)
         self.temporal_norm1 = nn.LayerNorm(width, eps=NORM_EPS)
@@ -254,7 +263,14 @@ class Block(nn.Module):
 
     def forward(self, cls: Tensor, patches: Tensor, masks: BlockMasks | None) -> tuple[Tensor, Tensor]:
         """cls [B, D], patches [B, T, N, D] -> the same shapes."""
-        tubes, frames, clips = (None, None, None) if masks is None else (self._factor(m, patches) for m in masks)
+        factors = (None, None, None) if masks is None else (self._factor(m, patches) for m in masks)
+        mix = self.compiled if self.compiled is not None and torch.is_grad_enabled() else self.mix
+        return mix(cls, patches, *factors)
+
+    def mix(
+        self, cls: Tensor, patches: Tensor, tubes: Tensor | None, frames: Tensor | None, clips: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The block with drop-path as factors of its branches: tubes [B, N], frames [B, T], clips [B]; None: 1."""
         mixed = self.temporal_attn(self.temporal_norm1(patches), over_time=True)  # [B, T, N, D]
         if tubes is not None:
             mixed = mixed * tubes[:, None, :, None]

@@ -417,6 +417,11 @@ class ComputeConfig(Section):
     recompute: bool = False
     """Keep only the borders of the network's blocks for the backward pass and compute the inside again: about a third
     more work for a fraction of the memory, the same result."""
+    compile: bool = False
+    """Compile the blocks of video networks for training (torch.compile), which takes a minute before the first step;
+    results differ by rounding. Where it cannot be done, training goes on without, with a warning."""
+    rank_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that processes which train together (torchrun) wait for one that does not answer."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory that a training's targets may take, 1e9 bytes; null: half of what is free. More of them are mapped from a
     file under the run, which slows training where the disk is slow."""

@@ -41,9 +41,18 @@ def size_text(size: float) -> str:
     return count(round(size), "byte")
 
 
+_hushed = False
+
+
+def hush(quiet: bool) -> None:
+    """Say nothing from now on, or speak again: of processes that train together one speaks for all."""
+    global _hushed
+    _hushed = quiet
+
+
 def console() -> Console:
     """The console for messages; plain when standard error is not a terminal or NO_COLOR is set."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=_hushed)
 
 
 def say(message: str) -> None:

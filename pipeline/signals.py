@@ -17,12 +17,17 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from ..errors import EXIT_STOPPED, Stopped
+from .launch import place
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopFlag:
-    """Context manager that turns stop signals into a flag. A second signal ends the process at once."""
+    """Context manager that turns stop signals into a flag. A second signal ends the process at once.
+
+    Not under torchrun, which sends on what the scheduler has sent to every process already, and kills by itself what
+    does not end in time.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
@@ -39,12 +44,15 @@ class StopFlag:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        ending = self.requested is not None and place().world > 1  # torchrun signals once more when a process ends
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ending else handler)
         self._previous.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
+            if place().world > 1:
+                return
             os._exit(EXIT_STOPPED)
         self.requested = signal.Signals(number).name
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 
 from ..errors import EXIT_OK, EXIT_STOPPED
+from .launch import place
 from .signals import STOP_SIGNALS
 
 _ANSWER = 30.0  # seconds to wait for Slurm's answer
@@ -30,10 +31,10 @@ def requeue() -> str | None:
     """Put the job that this process runs in back in the queue; its name, None where that is not to be.
 
     Not outside Slurm, not in an interactive job, not where requeueing is switched off, and not when the job was
-    cancelled: it shall not come back.
+    cancelled: it shall not come back. Of several processes (torchrun) the first asks.
     """
     job = job_name()
-    if job is None:
+    if job is None or place().rank > 0:
         return None
     for number in STOP_SIGNALS:  # requeueing signals this process once more
         signal.signal(number, signal.SIG_IGN)

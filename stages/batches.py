@@ -238,11 +238,14 @@ def training_order(
     global_batch: int,
     micro_batch: int,
     start: tuple[int, int] = (0, 0),
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[tuple[int, int]]]:
     """Micro-batches of (epoch, position) from optimiser step `start` = (epoch, step) on.
 
     An epoch is the clips in the order of (seed, epoch), cut into whole global batches; the rest is dropped.
+    share: (r, W) gives of each step's micro-batches those numbered r, r + W, … which is none in a small step.
     """
+    first, world = share
     ids = [clip.clip_id for clip in clips]
     steps = len(clips) // global_batch
     first_epoch, first_step = start
@@ -250,7 +253,8 @@ def training_order(
         positions = order(seed, epoch, ids)
         begin = first_step * global_batch if epoch == first_epoch else 0
         for at in range(begin, steps * global_batch, micro_batch):
-            yield [(epoch, int(index)) for index in positions[at : at + micro_batch]]
+            if (at % global_batch) // micro_batch % world == first:
+                yield [(epoch, int(index)) for index in positions[at : at + micro_batch]]
 
 
 def protocol_order(count: int, batch: int) -> Iterator[list[tuple[int, int]]]:

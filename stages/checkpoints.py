@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import IntegrityError, UniegoError
 from ..pipeline import files
 from ..pipeline.progress import warn
+from . import ranks
 
 KEEP = 2
 _DAMAGE = (OSError, ValueError, KeyError, SafetensorError, IntegrityError)
@@ -30,11 +31,15 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: tensors by name on the CPU, the optimiser's `state_dict`, and plain numbers."""
+    """What was saved: tensors by name on the CPU, the optimiser's `state_dict`, and plain numbers.
+
+    `name` is that of its folder.
+    """
 
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
+    name: str = ""
 
 
 class Checkpoints:
@@ -50,14 +55,31 @@ class Checkpoints:
         self._error: BaseException | None = None
 
     def load(self) -> Checkpoint | None:
-        """The newest one that is whole, see `load_newest`."""
-        checkpoint, self._damaged = _newest(self.folder)
-        return checkpoint
+        """The newest one that is whole, see `load_newest`; of several processes all load what the first has found."""
+        checkpoint: Checkpoint | None = None
+        if ranks.rank() == 0:
+            checkpoint, self._damaged = _newest(self.folder)
+        found = checkpoint.name if checkpoint is not None else None
+        name = ranks.from_first(lambda: found)
+        if name is None or checkpoint is not None:
+            return checkpoint
+        try:
+            return _load(self.folder / name)
+        except _DAMAGE as error:
+            raise IntegrityError(
+                f"rank 0 continues at {self.folder / name}, which rank {ranks.rank()} cannot read ({error}): all "
+                "machines must see the run's folder alike"
+            ) from error
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     ) -> None:
-        """Begin to write the checkpoint of optimiser step `step`, after the one before it is written."""
+        """Begin to write the checkpoint of optimiser step `step`, after the one before it is written.
+
+        Of several processes the first writes.
+        """
+        if ranks.rank() > 0:
+            return
         self.wait()
         copied = _copy(tensors, optimizer, state)
         self._writer = threading.Thread(target=self._write, args=(step, copied), name="checkpoint")
@@ -226,7 +248,7 @@ def _load(path: Path) -> Checkpoint:
             raise IntegrityError(f"{name} differs from what was written")
         parts.append(safetensors.torch.load(data))
     tensors, moments = parts
-    return Checkpoint(tensors, _join_optimizer(moments, content["optimizer"]), content["state"])
+    return Checkpoint(tensors, _join_optimizer(moments, content["optimizer"]), content["state"], path.name)
 
 
 def _hash_of(content: Mapping[str, Any]) -> str:
@@ -252,3 +274,14 @@ def _join_optimizer(moments: Mapping[str, Tensor], saved: Mapping[str, Any]) -> 
         index, _, name = key.partition(".")
         entries.setdefault(int(index), {})[name] = tensor
     return {"state": entries, "param_groups": saved["param_groups"]}
+
+
+_WAYS = ("foreach", "fused", "capturable", "differentiable")
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take back an optimiser's state. In which way it computes is its own affair, not the checkpoint's."""
+    ways = [{way: group[way] for way in _WAYS if way in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(saved))
+    for group, own in zip(optimizer.param_groups, ways, strict=True):
+        group.update(own)

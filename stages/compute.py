@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from ..cache.manifest import MANIFEST, Manifest
 from ..errors import ConfigError, FingerprintMismatch, fingerprint_difference
 from ..pipeline import files
 from ..pipeline.config import ComputeConfig, RunConfig
+from ..pipeline.launch import place
 from ..pipeline.progress import count, say, warn
 
 
 def resolve_device(config: ComputeConfig) -> torch.device:
-    """The device of a run. Raises `ConfigError` for one that is not there."""
+    """The device of a run; of processes that torchrun started, each has its own GPU.
+
+    Raises `ConfigError` for one that is not there.
+    """
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,8 +34,13 @@ def resolve_device(config: ComputeConfig) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"compute.device {name!r} is no device: use auto, cpu, cuda or cuda:N") from error
+    here = place()
+    if here.world > 1 and device.type == "cuda":
+        if name != "cuda":
+            raise ConfigError(f"compute.device {name} is one GPU, but {here.world} processes need one each: use cuda")
+        device = torch.device("cuda", here.local_rank)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"compute.device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"compute.device {device}: this machine has {torch.cuda.device_count()} CUDA devices")
     if config.precision == "fp16" and device.type == "cpu":
         raise ConfigError("compute.precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
     return device
@@ -116,3 +126,10 @@ def least_cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     same = (a == b).all(axis=-1)
     return float(np.where(same, 1.0, (a * b).sum(axis=-1) / np.where(norms == 0, np.inf, norms)).min())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of "fp32", "bf16" or "fp16"."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)

@@ -25,6 +25,7 @@ from ..pipeline.progress import say
 from ..pipeline.randomness import clip_stream
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
+from . import ranks
 from .batches import Batch
 from .checkpoints import replace_tensors
 from .compute import prepare, resolve_device
@@ -60,13 +61,14 @@ def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
     the work was begun under other settings, `Stopped` after saving when asked to stop.
     """
     prepare(run.config.compute)
-    proxies = pool(run, strict=strict)
-    rows = run_rows(run, open_index(run))
-    _check_proxies(run, proxies, rows)
-    warn_of_random(run, proxies)
-    with StopFlag() as flag:
-        _merge(run, proxies, rows, flag, overwrite)
-        _train_student(run, proxies, rows, flag, overwrite)
+    with ranks.joined(run.config.compute):
+        proxies = ranks.first_then_others(lambda: pool(run, strict=strict))
+        rows = run_rows(run, open_index(run))
+        _check_proxies(run, proxies, rows)
+        warn_of_random(run, proxies)
+        with StopFlag() as flag:
+            _merge(run, proxies, rows, flag, overwrite)
+            _train_student(run, proxies, rows, flag, overwrite)
     say(f"next: {run.command('evaluate')}")
 
 
@@ -111,7 +113,7 @@ def _proxy_hashes(run: Run, proxies: list[str]) -> dict[str, str]:
 
 def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
     folder = run.merge_folder
-    with folder.work(merge_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
+    with ranks.working(folder, merge_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
         if not needed:
             say("merge: finished before, nothing to do")
             return
@@ -122,10 +124,14 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
         del states
         if run.config.merge.level != "average":
             _fit_merge(run, soup, flag)
-        replace_tensors(folder.path / "merged.safetensors", soup.combined())
         alphas = dict(zip(soup.group_names, soup.alphas().tolist(), strict=True))
-        folder.finish({"proxies": proxies, "alpha": alphas})
-        remove_scaffold(folder.path)
+
+        def finish() -> None:
+            replace_tensors(folder.path / "merged.safetensors", soup.combined())
+            folder.finish({"proxies": proxies, "alpha": alphas})
+            remove_scaffold(folder.path)
+
+        ranks.from_first(finish)
     for group, weights in list(alphas.items())[:20]:
         shown = ", ".join(f"{k} {a:.3f}" for k, a in zip(proxies, weights, strict=True))
         say(f"merge weights of {group}: {shown}")
@@ -186,14 +192,18 @@ class StudentTask(VideoTask):
 
 def _train_student(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
     folder = run.student_folder
-    with folder.work(student_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
+    with ranks.working(folder, student_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
         if not needed:
             say("student: finished before, nothing to do")
             return
-        if not trained(folder.path):
+        if not ranks.from_first(lambda: trained(folder.path)):
             _train(run, proxies, flag)
-        remove_scaffold(folder.path)
-        folder.finish({"weights": files.hash_file(folder.path / "model" / WEIGHTS), "proxies": proxies})
+
+        def finish() -> None:
+            remove_scaffold(folder.path)
+            folder.finish({"weights": files.hash_file(folder.path / "model" / WEIGHTS), "proxies": proxies})
+
+        ranks.from_first(finish)
     say("student: done")
 
 
@@ -203,8 +213,9 @@ def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
     names = [run.proxy_folder(key).results["outputs"] for key in proxies]
     stores = [FeatureStore.open(run.cache_root / name, index) for name in names]
     folder = run.student_folder
-    bank = training_bank(run, folder.path, stores, index.rows(row_keys(run, clips)))
-    folder.bind("outputs of the proxies", content_hash(bank._asdict(), by_id(clips)))
+    places = index.rows(row_keys(run, clips))
+    bank = ranks.first_then_others(lambda: training_bank(run, folder.path, stores, places))
+    ranks.from_first(lambda: folder.bind("outputs of the proxies", content_hash(bank._asdict(), by_id(clips))))
     say(f"student: outputs of {len(proxies)} proxies for {int(bank.present.any(1).sum())} of {len(clips)} train clips")
     model = fresh_model(run, {PROJECTION: run.config.student.width})
     _take_merged(model, load_file(run.merge_folder.path / "merged.safetensors"))

@@ -7,6 +7,7 @@ from ..pipeline.config import TrainConfig
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
+from . import ranks
 from .compute import prepare
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
@@ -21,18 +22,26 @@ def train_ego_only(run: Run, config: TrainConfig, *, overwrite: bool = False) ->
     """
     device = prepare(run.config.compute)
     folder = run.ego_only_folder
-    with StopFlag() as flag, folder.work(_fingerprint(run, config), overwrite=overwrite) as needed:
+    with (
+        ranks.joined(run.config.compute),
+        StopFlag() as flag,
+        ranks.working(folder, _fingerprint(run, config), overwrite=overwrite) as needed,
+    ):
         if not needed:
             say("ego-only: finished before, nothing to do")
             return
-        if not trained(folder.path):
+        if not ranks.from_first(lambda: trained(folder.path)):
             clips = run.table().split("train")
             base = Supervised(initial_proxy(run, {}), clips, run.config.seed, device, make_validator(run, flag))
             task = VideoTask("ego-only", config, base)
             stream = make_batches(run, config, clips)
             train_to_folder(run, folder.path, task, base.model, make_plan(run, config, clips), stream, flag)
-        remove_scaffold(folder.path)
-        folder.finish({"weights": files.hash_file(folder.path / "model" / WEIGHTS)})
+
+        def finish() -> None:
+            remove_scaffold(folder.path)
+            folder.finish({"weights": files.hash_file(folder.path / "model" / WEIGHTS)})
+
+        ranks.from_first(finish)
 
 
 def _fingerprint(run: Run, config: TrainConfig) -> dict[str, object]:

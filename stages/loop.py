@@ -2,14 +2,17 @@
 
 After any stop the same call continues at the last checkpoint; on a CPU at a fixed number of threads the result
 equals an undisturbed run's bit for bit, because nothing but (seed, epoch, step) decides about a step.
+
+Of W processes (`ranks`) each takes its share of a step's micro-batches. Gradients are summed once, at the step's end,
+where all also agree on whether to stop and to save. They hold the same tensors all the time; the first writes.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UniegoError
-from ..pipeline.config import CheckpointConfig
+from ..errors import Stopped
 from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.signals import StopFlag
-from . import utilisation
-from .batches import Batch
-from .checkpoints import Checkpoints, replace_tensors
+from . import ranks, utilisation
+from .batches import Batch, ClipFailure
+from .checkpoints import Checkpoints, replace_tensors, restore_optimizer
+from .compute import autocast
 from .events import EVENTS, EventFile
+from .gradients import mean_over_ranks, sum_gradients
+from .plan import Plan, Position
 from .steplog import StepLog
 
-Batches = Callable[[int, int], Iterator[Batch]]  # (epoch, step) to start from -> micro-batches to the end
+__all__ = ["Batches", "Loop", "Plan", "Position", "Task", "autocast"]
+
+Batches = Callable[[int, int], Iterator[Batch]]
+"""(epoch, step) to start from -> micro-batches to the end; of each step those that fall to this process."""
 
 
 class Task(ABC):
@@ -35,11 +43,30 @@ class Task(ABC):
 
     title: str
     optimizer: torch.optim.Optimizer
+    needs_whole_step: bool = False  # whether `open_step` is called
     flops_per_clip: float | None = None  # of a forward and a backward pass; None: not counted
 
     @abstractmethod
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Terms of one micro-batch, 0-dim each; "loss" is the one that is minimised, the others are logged."""
+
+    def compile(self, batch: int, precision: str) -> None:
+        """Compile the network for micro-batches of `batch` clips, where that can be done."""
+        warn(f"{self.title}: compute.compile concerns video networks (TimeSformer); this one is trained as it is")
+
+    def open_step(self, batches: Sequence[Batch], epoch: int) -> None:
+        """Called before the first `loss` of a step with all of this process's micro-batches, on the device.
+
+        There may be none, of a process that has no share in the step; all processes call it.
+        """
+
+    def trained(self) -> list[Tensor]:
+        """The tensors whose gradients `loss` leaves, in an order that is the same in every process."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def statistics(self) -> list[Tensor]:
+        """Tensors that a forward pass changes, and of which processes keep their mean."""
+        return []
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -68,45 +95,13 @@ class Task(ABC):
         return None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long, in which portions, where. `batch` is the number of clips of a step, for what is shown."""
-
-    epochs: int
-    steps_per_epoch: int
-    accumulate: int
-    batch: int
-    checkpoint: CheckpointConfig
-    device: torch.device
-    precision: str = "fp32"
-    log_every: int = 10
-    tensorboard: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps_per_epoch < 1:
-            raise UniegoError(
-                f"the train split has fewer clips than one global batch of {self.batch}, so that no step would be "
-                "made; lower global_batch and micro_batch of this stage's `train` section, or add clips"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.epochs * self.steps_per_epoch
-
-
 @dataclass
-class Position:
-    """How far training is: `step` steps of `epoch` are done; the best validation so far."""
+class _Share:
+    """What one process has of a step."""
 
-    epoch: int = 0
-    step: int = 0
-    best_score: float | None = None
-    best_epoch: int | None = None
-
-    def total(self, plan: Plan) -> int:
-        """Optimiser steps done."""
-        return self.epoch * plan.steps_per_epoch + self.step
+    clips: int = 0
+    waited: float = 0.0  # seconds, for data
+    failures: list[ClipFailure] = field(default_factory=list)
 
 
 @dataclass
@@ -125,11 +120,20 @@ class Loop:
         self._scaler = torch.amp.GradScaler(self.plan.device.type, enabled=self.plan.precision == "fp16")
         self._checkpoints = Checkpoints(self.folder / "checkpoints")
         self._continue()
-        events = EventFile(self.folder / EVENTS, self.plan.steps_per_epoch) if self.plan.tensorboard else None
+        self._stop = self._due = False  # as agreed at the end of the last step
+        writes_events = self.plan.tensorboard and ranks.rank() == 0
+        events = EventFile(self.folder / EVENTS, self.plan.steps_per_epoch) if writes_events else None
         self._log = StepLog(self.folder, (self.position.epoch, self.position.step), self._utilisation, events)
         self._saved_at = time.monotonic()
         plan, resumed = self.plan, self.position.total(self.plan)
         self._saved_total = resumed if resumed else None
+        if ranks.world() > plan.accumulate:
+            warn(
+                f"{ranks.world()} processes for {plan.accumulate} micro-batches of a step: the others have nothing to "
+                "do; lower micro_batch or take fewer"
+            )
+        if plan.compile:
+            self.task.compile(plan.batch // plan.accumulate, plan.precision)
         say(
             f"{self.task.title}: {count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')} of "
             f"{plan.batch} clips, on {plan.device} in {plan.precision}; {count(plan.steps - resumed, 'step')} left"
@@ -145,13 +149,16 @@ class Loop:
             raise
         finally:
             try:
-                self._log.flush()
+                if ranks.world() == 1:  # others may not come any more, and what is pending is done again
+                    self._log.flush()
             finally:
                 self._log.close()
         return self.position
 
     def _utilisation(self, rate: float) -> str:
-        return utilisation.describe(rate, self.task.flops_per_clip, self.plan.device, self.plan.precision)
+        return utilisation.describe(
+            rate / ranks.world(), self.task.flops_per_clip, self.plan.device, self.plan.precision
+        )
 
     def _next_step(self) -> tuple[int, int]:
         if self.position.step == self.plan.steps_per_epoch:
@@ -168,37 +175,67 @@ class Loop:
             self._end_epoch()
 
     def _step(self, stream: Iterator[Batch]) -> None:
-        """One optimiser step over `accumulate` micro-batches."""
+        """One optimiser step over `accumulate` micro-batches, of which each process takes its share."""
         started = time.monotonic()
-        waited, clips, terms = 0.0, 0, []
         rate = self.task.rate(self.position.epoch + self.position.step / self.plan.steps_per_epoch)
         for group in self.task.optimizer.param_groups:
             group["lr"] = rate
-        for _ in range(self.plan.accumulate):
-            self._stop_if_asked()  # what this step has accumulated is done again
-            asked = time.monotonic()
-            batch = next(stream)
-            waited += time.monotonic() - asked
-            self._log.failures(batch)
-            if batch.rows:
-                clips += len(batch.rows)
-                terms.append(self._backward(batch))
-        if terms:  # a step of which no clip could be decoded changes nothing
+        share = _Share()
+        taken = self._taken(stream, share)
+        if self.task.needs_whole_step:
+            whole = list(taken)
+            self.task.open_step(whole, self.position.epoch)
+            taken = iter(whole)
+        terms = [self._backward(batch) for batch in taken]
+        clips = self._meet(share)
+        if clips:  # a step of which no clip could be decoded changes nothing
             self.task.before_step()
             self._scaler.step(self.task.optimizer)
             self._scaler.update()
             self.task.after_step()
             self.task.zero_grad()
         entry = {"epoch": self.position.epoch, "step": self.position.step, "lr": rate, "clips": clips}
-        self._log.step(entry, terms, time.monotonic() - started, waited)
+        self._log.step(entry, terms, time.monotonic() - started, share.waited)
         if (self.position.step + 1) % self.plan.log_every == 0:
             self._log.flush()
 
+    def _taken(self, stream: Iterator[Batch], share: _Share) -> Iterator[Batch]:
+        """This process's micro-batches of a step, on the device; without those of which no clip could be read."""
+        for _ in range(ranks.rank(), self.plan.accumulate, ranks.world()):
+            self._stop_if_asked()  # what this step has accumulated is done again
+            asked = time.monotonic()
+            batch = next(stream)
+            share.waited += time.monotonic() - asked
+            share.failures.extend(batch.failures)
+            share.clips += len(batch.rows)
+            if batch.rows:
+                yield batch.to(self.plan.device)
+
+    def _meet(self, share: _Share) -> int:
+        """Sum the gradients of all processes; the step's clips over all of them. What went wrong is told.
+
+        Here they agree on stopping and saving. Nothing but numbers that the host has is waited for.
+        """
+        overdue = time.monotonic() - self._saved_at >= self.plan.checkpoint.every_seconds
+        if ranks.world() == 1:
+            self._due = overdue
+            self._log.failures(share.failures)
+            return share.clips
+        trained = self.task.trained()
+        asked, late = self.flag.requested is not None, overdue and ranks.rank() == 0
+        numbers = [asked, late, share.clips, len(share.failures), *(t.grad is not None for t in trained)]
+        stops, lates, clips, failures, *filled = ranks.sums(numbers)
+        self._stop, self._due = stops > 0, lates > 0
+        if failures:
+            self._log.failures([failure for part in ranks.gathered(share.failures) for failure in part])
+        if clips:
+            sum_gradients(trained, filled)
+            mean_over_ranks(self.task.statistics())
+        return clips
+
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        device = self.plan.device
-        moved = batch.to(device)
-        with autocast(device, self.plan.precision):
-            terms = self.task.loss(moved, self.position.epoch)
+        with autocast(self.plan.device, self.plan.precision):
+            terms = self.task.loss(batch, self.position.epoch)
         share = len(batch.rows) / (len(batch.rows) + len(batch.failures))  # clips count alike, whatever fails
         self._scaler.scale(terms["loss"] * (share / self.plan.accumulate)).backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
@@ -208,28 +245,30 @@ class Loop:
         self._log.flush()
         self._log.end_epoch(self.position.epoch)
         self._save()
-        scores = self.task.validate()
+        scores = ranks.from_first(self.task.validate)
         if scores is not None:
             self._log.write({"epoch": self.position.epoch, "validation": scores})
             best = self.position.best_score
             if best is None or scores["score"] > best:
                 self.position.best_score, self.position.best_epoch = scores["score"], self.position.epoch
-                replace_tensors(self.folder / "best.safetensors", self.task.tensors())
+                if ranks.rank() == 0:
+                    replace_tensors(self.folder / "best.safetensors", self.task.tensors())
         self.position.epoch, self.position.step = self.position.epoch + 1, 0
 
     def _save_if_due(self) -> None:
         self._stop_if_asked()
         limits = self.plan.checkpoint
         steps_due = limits.every_steps is not None and self.position.total(self.plan) % limits.every_steps == 0
-        if steps_due or time.monotonic() - self._saved_at >= limits.every_seconds:
+        if steps_due or self._due:
             self._save()
 
     def _stop_if_asked(self) -> None:
-        """Raise `Stopped` when asked to stop, after the whole steps so far are saved."""
-        if self.flag.requested is not None:
+        """Raise `Stopped` when asked to stop, after the whole steps so far are saved; several processes together."""
+        if self._stop or (ranks.world() == 1 and self.flag.requested is not None):
             self._save()
-            self._checkpoints.wait()
+            ranks.from_first(self._checkpoints.wait)
             self.flag.check()
+            raise Stopped("stopped, since another rank was asked to; run the same command again to continue")
 
     def _save(self) -> None:
         self._log.flush(durable=True)
@@ -253,12 +292,12 @@ class Loop:
         if checkpoint is None:
             return
         self.task.restore(checkpoint.tensors)
-        _restore_optimizer(self.task.optimizer, checkpoint.optimizer)
+        restore_optimizer(self.task.optimizer, checkpoint.optimizer)
         state = checkpoint.state
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         self.position = Position(state["epoch"], state["step"], state["best_score"], state["best_epoch"])
-        before, now = state["arithmetic"], self._arithmetic()
+        before, now = {"ranks": 1, "compile": False, **state["arithmetic"]}, self._arithmetic()
         changes = [f"{name} {before[name]} then, {now[name]} now" for name in now if before[name] != now[name]]
         if changes:
             warn(f"{self.task.title} goes on with other arithmetic ({', '.join(changes)}): results differ by rounding")
@@ -267,22 +306,10 @@ class Loop:
         """What the last bits of a result depend on besides the settings."""
         device = self.plan.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-        return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-_WAYS = ("foreach", "fused", "capturable", "differentiable")
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Take back an optimiser's state. In which way it computes is its own affair, not the checkpoint's."""
-    ways = [{way: group[way] for way in _WAYS if way in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict(dict(saved))
-    for group, own in zip(optimizer.param_groups, ways, strict=True):
-        group.update(own)
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of "fp32", "bf16" or "fp16"."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+        return {
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "ranks": ranks.world(),
+            "compile": self.plan.compile,
+        }

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..models import TimeSformer
 from .batches import Batch
+from .compiling import compile_blocks
 from .loop import Task
 
 
@@ -118,6 +119,14 @@ class MergeTask(Task):
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """Cross-entropy of the merged network."""
         return {"loss": F.cross_entropy(self.model(batch.videos).logits.float(), self.labels[batch.indices])}
+
+    def compile(self, batch: int, precision: str) -> None:
+        """Compile the network's blocks."""
+        compile_blocks(self.model, batch, precision)
+
+    def trained(self) -> list[Tensor]:
+        """The network's shared parameters: `before_step` needs their whole gradient."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def before_step(self) -> None:
         """Carry the network's gradient over to the weights."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..errors import UniegoError
 from ..pipeline import files
 from ..pipeline.progress import warn
-from .batches import Batch
+from . import ranks
+from .batches import ClipFailure
 from .events import EventFile
 
 Utilisation = Callable[[float], str]  # clips per second -> what share of the peak that is, "" where not known
@@ -25,14 +26,19 @@ Utilisation = Callable[[float], str]  # clips per second -> what share of the pe
 class _Step(NamedTuple):
     entry: dict[str, Any]
     names: tuple[str, ...]
-    means: Tensor | None  # [terms], on the device
+    means: Tensor | None  # [terms], over this process's micro-batches, on the device
+    portions: int  # how many micro-batches these are
+
+
+Shares = list[tuple[tuple[str, ...], list[float], int]]  # per step: names of the terms, means, micro-batches
 
 
 class StepLog:
     """The log of one training in `folder`, from `here` = (epoch, steps done) on.
 
     Terms stay on the device until `flush`, so that logging does not make the device wait at every step.
-    `note` is the last state in words, for the progress line.
+    `note` is the last state in words, for the progress line. Of several processes all call everything, and the first
+    writes: terms are means over the micro-batches of all, the times are its own.
     """
 
     def __init__(
@@ -49,6 +55,9 @@ class StepLog:
         self._clips_in_epoch = here[1]  # a resumed epoch had clips before
         self._seen: set[str] = set()
         self.note = ""
+        self._writes = ranks.rank() == 0
+        if not self._writes:
+            return
         if self._failures_path.exists():
             records, _ = files.read_json_lines(self._failures_path)
             self._seen = {record["clip_id"] for record in records}
@@ -67,7 +76,7 @@ class StepLog:
         """Remember one step: its terms per micro-batch, how long it took, and how long of that it waited for data."""
         names = tuple(terms[0]) if terms else ()
         rows = [torch.stack([term[name].float() for name in names]) for term in terms]
-        self._pending.append(_Step(entry, names, torch.stack(rows).mean(0) if rows else None))
+        self._pending.append(_Step(entry, names, torch.stack(rows).mean(0) if rows else None, len(rows)))
         self._clips_in_epoch += entry["clips"]
         self._seconds += seconds
         self._waited += waited
@@ -79,21 +88,21 @@ class StepLog:
         """
         pending, self._pending = self._pending, []
         started = time.monotonic()
-        values = _fetch(pending)  # waits for the device
+        shares = ranks.gathered(_fetch(pending))  # waits for the device
         seconds = max(self._seconds + time.monotonic() - started, 1e-9)
         rate = sum(step.entry["clips"] for step in pending) / seconds
         speed = {"clips_per_s": round(rate, 3), "data_wait": round(self._waited / seconds, 3)}
         self._seconds = self._waited = 0.0
         records = []
-        for step, numbers in zip(pending, values, strict=True):
-            means = dict(zip(step.names, numbers, strict=True))
+        for step, *parts in zip(pending, *shares, strict=True):
+            means = _joint(parts)
             _check(step.entry, means)
             records.append({**step.entry, **speed, "loss": None, **means})
         self._append(records, durable=durable)
         if records:
             loss = means.get("loss", 0.0)
-            parts = [f"loss {loss:.4f}", f"data wait {speed['data_wait']:.0%}", self._utilisation(rate)]
-            self.note = ", ".join(filter(None, parts))
+            words = [f"loss {loss:.4f}", f"data wait {speed['data_wait']:.0%}", self._utilisation(rate)]
+            self.note = ", ".join(filter(None, words))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record."""
@@ -107,7 +116,7 @@ class StepLog:
     def _append(self, records: Sequence[Mapping[str, Any]], *, durable: bool) -> None:
         if self._events is not None and records:
             self._events.write(records)
-        if not records and not (durable and self._path.exists()):
+        if not self._writes or (not records and not (durable and self._path.exists())):
             return
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write("".join(json.dumps(record) + "\n" for record in records))
@@ -115,10 +124,10 @@ class StepLog:
             if durable:
                 os.fsync(handle.fileno())
 
-    def failures(self, batch: Batch) -> None:
+    def failures(self, failures: Sequence[ClipFailure]) -> None:
         """Report clips that could not be decoded, each once."""
-        for failure in batch.failures:
-            if failure.clip_id not in self._seen:
+        for failure in failures:
+            if self._writes and failure.clip_id not in self._seen:
                 self._seen.add(failure.clip_id)
                 warn(f"clip {failure.clip_id} left out: {failure.message}")
                 files.append_line(self._failures_path, json.dumps(failure._asdict()))
@@ -130,11 +139,21 @@ class StepLog:
         self._clips_in_epoch = 0
 
 
-def _fetch(steps: list[_Step]) -> list[list[float]]:
-    """The means of all steps, by one copy from the device."""
+def _fetch(steps: list[_Step]) -> Shares:
+    """This process's part of all steps, by one copy from the device."""
     means = [step.means for step in steps if step.means is not None]
     flat = iter(torch.cat(means).tolist()) if means else iter(())
-    return [[next(flat) for _ in step.names] for step in steps]
+    return [(step.names, [next(flat) for _ in step.names], step.portions) for step in steps]
+
+
+def _joint(parts: Shares) -> dict[str, float]:
+    """The means of one step over the micro-batches of all processes."""
+    parts = [part for part in parts if part[2]]
+    if len(parts) < 2:
+        return dict(zip(parts[0][0], parts[0][1], strict=True)) if parts else {}
+    total = sum(count for _, _, count in parts)
+    names = parts[0][0]
+    return {name: sum(means[i] * count for _, means, count in parts) / total for i, name in enumerate(names)}
 
 
 def _check(entry: Mapping[str, Any], means: Mapping[str, float]) -> None:

@@ -9,12 +9,14 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import TimeSformer, TimeSformerOutput, draw_drop_masks
 from ..pipeline.clips import Clip
 from ..pipeline.config import TrainConfig
 from ..pipeline.randomness import clip_stream
 from .batches import Batch
+from .compiling import compile_blocks
 from .loop import Task
 from .schedule import learning_rate
 from .utilisation import BACKWARD, forward_flops
@@ -67,6 +69,11 @@ class SupervisedTask(Task, Generic[Network]):
         """Take back a network's state; every key must fit."""
         self.model.load_state_dict(tensors)
 
+    def statistics(self) -> list[Tensor]:
+        """Running means and variances of batch normalisation."""
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        return [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+
     def rate(self, epoch: float) -> float:
         """The schedule's learning rate."""
         return learning_rate(epoch, self._train.optimizer, self._train.schedule, epochs=self._train.epochs)
@@ -88,6 +95,10 @@ class VideoTask(SupervisedTask[TimeSformer]):
     def __init__(self, title: str, config: TrainConfig, base: Supervised[TimeSformer]) -> None:
         super().__init__(title, config, base)
         self.flops_per_clip = (1 + BACKWARD) * forward_flops(base.model.geometry)
+
+    def compile(self, batch: int, precision: str) -> None:
+        """Compile the network's blocks."""
+        compile_blocks(self.model, batch, precision)
 
     def forward(self, batch: Batch, epoch: int) -> TimeSformerOutput:
         """The network on a micro-batch, in training mode."""

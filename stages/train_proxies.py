@@ -14,6 +14,7 @@ from ..pipeline import files
 from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
+from . import ranks
 from .clip_gain import offer_clip_store
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS, read_model
@@ -48,15 +49,9 @@ def train_proxies(
     """
     named = run.choose(teachers) if teachers else None
     prepare(run.config.compute)
-    chosen = pool(run, strict=strict, only=named)
-    warn_of_random(run, chosen)
-    if run.config.student.init is None:
-        warn("student.init is null: proxies start from random weights, which is for trying things out only")
-    with StopFlag() as flag:
-        if overwrite or any(not trained(run.proxy_folder(key).path) for key in chosen):
-            offer_clip_store(run, run.table().split("train"))
-            flag.check()
-        _train_all(run, chosen, flag, overwrite)
+    with ranks.joined(run.config.compute):
+        chosen = ranks.first_then_others(lambda: pool(run, strict=strict, only=named))
+        _train_pool(run, chosen, overwrite)
     left = [key for key in run.config.teachers if key not in chosen and not run.proxy_folder(key).done]
     if left and named:
         say(f"next: {run.command('train-proxies')} (left: {', '.join(left)})")
@@ -64,10 +59,23 @@ def train_proxies(
         say(f"next: {run.command('distill')}")
 
 
+def _train_pool(run: Run, chosen: Sequence[str], overwrite: bool) -> None:
+    warn_of_random(run, chosen)
+    if run.config.student.init is None:
+        warn("student.init is null: proxies start from random weights, which is for trying things out only")
+    with StopFlag() as flag:
+        if overwrite or any(not trained(run.proxy_folder(key).path) for key in chosen):
+            if ranks.rank() == 0:
+                offer_clip_store(run, run.table().split("train"))
+            flag.check()
+        _train_all(run, chosen, flag, overwrite)
+
+
 def _train_all(run: Run, keys: Sequence[str], flag: StopFlag, overwrite: bool) -> None:
     """One after the other; one that fails does not keep the others from their turn, and is told at the end.
 
     A single failure is raised as it is, several as one `UniegoError` with the exit code that they have in common.
+    Where several processes train together the first failure ends it: the others cannot know of it otherwise.
     """
     failures: dict[str, UniegoError | OSError] = {}
     for key in keys:
@@ -77,6 +85,8 @@ def _train_all(run: Run, keys: Sequence[str], flag: StopFlag, overwrite: bool) -
         except Stopped:
             raise
         except (UniegoError, OSError) as error:
+            if ranks.world() > 1:
+                raise
             failures[key] = error
             warn(f"proxy {key} failed: {error}")
     if len(failures) == 1:
@@ -94,19 +104,26 @@ def _train_one(run: Run, key: str, flag: StopFlag, overwrite: bool) -> None:
     index = open_index(run)
     store, rows = open_teacher(run, index, key), run_rows(run, index)
     incomplete = folder.done and not has_outputs(run, index, key, rows)
-    with folder.work(proxy_fingerprint(run, key, store, rows), overwrite=overwrite, incomplete=incomplete) as needed:
+    fingerprint = proxy_fingerprint(run, key, store, rows)
+    with ranks.working(folder, fingerprint, overwrite=overwrite, incomplete=incomplete) as needed:
         if not needed:
             say(f"proxy {key}: finished before, nothing to do")
             return
-        if not trained(folder.path):
+        if not ranks.from_first(lambda: trained(folder.path)):
             _train(run, key, store, flag)
-        remove_scaffold(folder.path)
-        model, _ = read_model(folder.path / "model")
-        weights = files.hash_file(folder.path / "model" / WEIGHTS)
-        device = resolve_device(run.config.compute)
-        outputs = export_outputs(run, key, index, model.to(device), weights, flag)
-        folder.finish({"weights": weights, "outputs": outputs.path.name})
+        ranks.from_first(lambda: _export(run, key, index, flag))
     say(f"proxy {key}: done")
+
+
+def _export(run: Run, key: str, index: ClipIndex, flag: StopFlag) -> None:
+    """What follows the training: the outputs of its network, and the record that all is done."""
+    folder = run.proxy_folder(key)
+    remove_scaffold(folder.path)
+    model, _ = read_model(folder.path / "model")
+    weights = files.hash_file(folder.path / "model" / WEIGHTS)
+    device = resolve_device(run.config.compute)
+    outputs = export_outputs(run, key, index, model.to(device), weights, flag)
+    folder.finish({"weights": weights, "outputs": outputs.path.name})
 
 
 def proxy_fingerprint(run: Run, key: str, store: FeatureStore, rows: RunRows) -> dict[str, object]:
@@ -126,10 +143,11 @@ def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:
     config, clips = run.config, run.table().split("train")
     rows = store.index.rows(row_keys(run, clips))
     folder = run.proxy_folder(key)
-    targets = training_targets(run, folder.path, store, rows, config.student.num_frames)
-    folder.bind(f"features of {key}", content_hash(targets._asdict(), by_id(clips)))
+    frames = config.student.num_frames
+    targets = ranks.first_then_others(lambda: training_targets(run, folder.path, store, rows, frames))
+    ranks.from_first(lambda: folder.bind(f"features of {key}", content_hash(targets._asdict(), by_id(clips))))
     say(f"proxy {key}: {int(targets.present.sum())} of {len(clips)} train clips have a target")
-    model = initial_proxy(run, {key: targets.values.shape[1]})
+    model = ranks.first_then_others(lambda: initial_proxy(run, {key: targets.values.shape[1]}))
     base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))
     task = ProxyTask(f"proxy {key}", key, config.proxies, base, targets)
     plan = make_plan(run, config.proxies.train, clips)

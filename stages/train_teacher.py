@@ -19,6 +19,7 @@ from ..pipeline import files
 from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run, TaskFolder
 from ..pipeline.signals import StopFlag
+from . import ranks
 from .checkpoints import check_finite, replace_tensors
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS
@@ -39,20 +40,25 @@ def train_teacher(run: Run, key: str, *, overwrite: bool = False) -> dict[str, A
     lesson.check_dim()
     prepare(run.config.compute)
     folder = run.teacher_folder(key)
-    with StopFlag() as flag, folder.work(lesson.fingerprint(), overwrite=overwrite) as needed:
-        if needed:
-            if not (folder.path / WEIGHTS).exists():
-                _train(lesson, folder, flag)
-            remove_scaffold(folder.path)
-            metrics = _evaluate(lesson, folder, flag)
-            folder.finish({"weights": files.hash_file(folder.path / WEIGHTS), **metrics})
-        else:
-            say(f"teacher {key}: finished before, nothing to do")
-    results = folder.results
-    if results["top1"] is not None:
-        print_results(results, results["protocol"], folder.path)
-    _say_next(run, key)
+    with ranks.joined(run.config.compute):
+        with StopFlag() as flag, ranks.working(folder, lesson.fingerprint(), overwrite=overwrite) as needed:
+            if needed:
+                if not ranks.from_first((folder.path / WEIGHTS).exists):
+                    _train(lesson, folder, flag)
+                ranks.from_first(lambda: _finish(lesson, folder, flag))
+            else:
+                say(f"teacher {key}: finished before, nothing to do")
+        results = folder.results
+        if results["top1"] is not None and ranks.rank() == 0:
+            print_results(results, results["protocol"], folder.path)
+        _say_next(run, key)
     return results
+
+
+def _finish(lesson: Lesson, folder: TaskFolder, flag: StopFlag) -> None:
+    remove_scaffold(folder.path)
+    metrics = _evaluate(lesson, folder, flag)
+    folder.finish({"weights": files.hash_file(folder.path / WEIGHTS), **metrics})
 
 
 def is_trained_here(config: TeacherConfig) -> bool:

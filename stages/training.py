@@ -16,7 +16,7 @@ from ..pipeline.config import StudentConfig, TrainConfig
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
-from . import batches
+from . import batches, ranks
 from .batches import Batch, ClipReader, Protocol, Reader
 from .checkpoints import check_finite
 from .clip_source import training_reader
@@ -42,6 +42,7 @@ def make_plan(run: Run, config: TrainConfig, clips: Sequence[Clip]) -> Plan:
         device=resolve_device(run.config.compute),
         precision=run.config.compute.precision,
         tensorboard=run.config.compute.tensorboard,
+        compile=run.config.compute.compile,
     )
 
 
@@ -59,6 +60,7 @@ def make_batches(run: Run, config: TrainConfig, clips: Sequence[Clip], reader: R
             global_batch=config.global_batch,
             micro_batch=config.micro_batch,
             start=(epoch, step),
+            share=(ranks.rank(), ranks.world()),
         )
         return batches.load(look, clips, order, workers=compute.workers, pin_memory=pin)
 
@@ -158,10 +160,15 @@ def train_and_write(
 ) -> None:
     """Run the loop in `folder`; `write` the best on val as "best" where there is one, then the last as "model"."""
     position = Loop(task, plan, folder, flag).run(stream)
-    if position.best_epoch is not None:
-        write("best", load_file(folder / "best.safetensors"))
-        say(f"best on val: epoch {position.best_epoch}, top-1 {position.best_score:.1f}; the model is the last epoch's")
-    write("model", task.tensors())
+
+    def finish() -> None:
+        if position.best_epoch is not None:
+            write("best", load_file(folder / "best.safetensors"))
+            score = f"top-1 {position.best_score:.1f}"
+            say(f"best on val: epoch {position.best_epoch}, {score}; the model is the last epoch's")
+        write("model", task.tensors())
+
+    ranks.from_first(finish)
 
 
 def remove_scaffold(folder: Path) -> None:

@@ -31,6 +31,19 @@ def everything(clips: list[Clip], micro: int, workers: int = 0, start: tuple[int
     return list(load(reader(), clips, order, workers=workers))
 
 
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_each_step_in_the_same_order(clips: list[Clip], world: int) -> None:
+    def order(rank: int, world: int, step: int) -> list[list[tuple[int, int]]]:
+        portions = {"seed": 3, "epochs": 2, "global_batch": 4, "micro_batch": 1}
+        return list(training_order(clips, **portions, start=(0, step), share=(rank, world)))
+
+    for step in (0, 1):
+        whole = order(0, 1, step)
+        shares = [iter(order(rank, world, step)) for rank in range(world)]
+        assert [next(shares[number % 4 % world]) for number in range(len(whole))] == whole
+        assert not [left for share in shares for left in share]
+
+
 def test_workers_and_portions_change_nothing(clips: list[Clip]) -> None:
     whole = everything(clips, 8)
     for batches in (everything(clips, 2), everything(clips, 4, workers=2)):

@@ -1,7 +1,7 @@
 """The training loop: the released code's run reproduced, and continuing bit for bit after any stop."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -239,3 +239,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_fewer_clips_than_a_global_batch_are_refused() -> None:
     with pytest.raises(UniegoError, match="lower global_batch"):
         Plan(1, 0, 1, 8, CheckpointConfig(), torch.device("cpu"))
+
+
+def test_a_task_that_needs_the_whole_step_sees_it_first(tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    class Whole(ProxyTask):
+        needs_whole_step = True
+
+        def open_step(self, batches: Sequence[Batch], epoch: int) -> None:
+            seen.append((epoch, [batch.rows for batch in batches]))
+
+        def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+            seen.append(batch.rows)
+            return super().loss(batch, epoch)
+
+    task = make_task()
+    task.__class__ = Whole
+    make_loop(tmp_path / "whole", task).run(stream)
+    rows = [tuple(range(4 * i, 4 * i + 4)) for i in range(4)]
+    assert seen[:3] == [(0, rows[:2]), *rows[:2]]
+    assert seen[3:6] == [(0, rows[2:]), *rows[2:]]
+    wanted = undisturbed(tmp_path / "plain", 0.0)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in task.tensors().items())
