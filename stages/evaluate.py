@@ -25,8 +25,8 @@ from .recognition import Recognition, recognise
 def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> dict[str, Any]:
     """Top-1, top-5 and mean class accuracy on the test split, printed and written to RUN/evaluate/<model>/.
 
-    `model` is "student" or "proxy:<teacher>". Returns the results. Raises `MissingInputError` naming the command
-    that trains it, `UniegoError` for a table without a test split.
+    `model` is "student", a variant of it such as "naive-imagenet", or "proxy:<teacher>". Returns the results. Raises
+    `MissingInputError` naming the command that trains it, `UniegoError` for a table without a test split.
     """
     trained = _model_folder(run, model)
     source = trained.path / "model"
@@ -64,17 +64,19 @@ def evaluate(run: Run, *, model: str = "student", overwrite: bool = False) -> di
 def _model_folder(run: Run, model: str) -> TaskFolder:
     """Where a trained model lies; warns of one that was trained under other settings than the run has now."""
     kind, _, teacher = model.partition(":")
+    variant = run.config.distill.as_variant(model)
     if kind == "proxy" and teacher in run.config.teachers:
         folder, command = run.proxy_folder(teacher), f"uniego train-proxies --teacher {teacher}"
         wanted = training_fingerprint(run, run.config.proxies, {})
     elif model == "ego-only" and run.ego_only_folder.done:
         return run.ego_only_folder
-    elif model == "student":
-        folder, command = run.student_folder, "uniego distill"
-        wanted = training_fingerprint(run, run.config.distill, {})
+    elif variant is not None:
+        chosen = "" if model == "student" else f" --method {variant.method} --init {variant.init}"
+        folder, command = run.variant_folder(model), f"uniego distill{chosen}"
+        wanted = training_fingerprint(run, variant, {})
     else:
-        names = ", ".join(["student", *(f"proxy:{key}" for key in run.config.teachers)])
-        raise UsageError(f"unknown model {model!r}: use one of {names}")
+        names = ", ".join(["student", *run.variants(), *(f"proxy:{key}" for key in run.config.teachers)])
+        raise UsageError(f"unknown model {model!r}: use one of {names}, or <method>-<init> of uniego distill")
     if not folder.done or not (folder.path / "model" / CONFIG).exists():
         raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
     different = [name for name in folder.differences(wanted) if not name.startswith("inputs")]

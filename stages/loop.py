@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,10 @@ class Task(ABC):
     title: str
     optimizer: torch.optim.Optimizer
     flops_per_clip: float | None = None  # of a forward and a backward pass; None: not counted
+    needs_whole_step: bool = False  # whether `open_step` must see a step's micro-batches before the first `loss`
+
+    def open_step(self, batches: Sequence[Batch], epoch: int) -> None:
+        """Called with all of this process's micro-batches of a step, on the device, where `needs_whole_step`."""
 
     @abstractmethod
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -46,7 +50,11 @@ class Task(ABC):
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Take back what `checkpoint` gave."""
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """What `restore` needs; more than `tensors` where a task keeps things that are not the result."""
+        return self.tensors()
 
     @abstractmethod
     def rate(self, epoch: float) -> float:
@@ -61,6 +69,10 @@ class Task(ABC):
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def end_epoch(self) -> dict[str, Any] | None:
+        """What metrics.jsonl is to keep of the epoch that is done; its checkpoint is written before."""
+        return None
 
     def validate(self) -> dict[str, float] | None:
         """Metrics on the val split, "score" among them (greater is better); None: there is no such split."""
@@ -168,11 +180,8 @@ class Loop:
         rate = self.task.rate(self.position.epoch + self.position.step / self.plan.steps_per_epoch)
         for group in self.task.optimizer.param_groups:
             group["lr"] = rate
-        for _ in range(self.plan.accumulate):
-            self._stop_if_asked()  # what this step has accumulated is done again
-            asked = time.monotonic()
-            batch = next(stream)
-            waited += time.monotonic() - asked
+        for batch, seconds in self._micro_batches(stream):
+            waited += seconds
             self._log.failures(batch)
             if batch.rows:
                 clips += len(batch.rows)
@@ -188,6 +197,25 @@ class Loop:
         if (self.position.step + 1) % self.plan.log_every == 0:
             self._log.flush()
 
+    def _micro_batches(self, stream: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+        """Those of one step, and how long each was waited for; read one by one, or all first where the task asks."""
+        lazy = (self._next(stream) for _ in range(self.plan.accumulate))
+        if not self.task.needs_whole_step:
+            yield from lazy
+            return
+        taken = [(batch.to(self.plan.device), seconds) for batch, seconds in lazy]
+        with autocast(self.plan.device, self.plan.precision):
+            self.task.open_step([batch for batch, _ in taken], self.position.epoch)
+        for item in taken:
+            self._stop_if_asked()
+            yield item
+
+    def _next(self, stream: Iterator[Batch]) -> tuple[Batch, float]:
+        self._stop_if_asked()  # what this step has accumulated is done again
+        asked = time.monotonic()
+        batch = next(stream)
+        return batch, time.monotonic() - asked
+
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         device = self.plan.device
         moved = batch.to(device)
@@ -202,6 +230,9 @@ class Loop:
         self._log.flush()
         self._log.end_epoch(self.position.epoch)
         self._save()
+        record = self.task.end_epoch()
+        if record is not None:
+            self._log.write({"epoch": self.position.epoch, **record})
         scores = self.task.validate()
         if scores is not None:
             self._log.write({"epoch": self.position.epoch, "validation": scores})
@@ -239,7 +270,7 @@ class Loop:
             "scaler": self._scaler.state_dict(),
             "arithmetic": self._arithmetic(),
         }
-        self._checkpoints.save(total, self.task.tensors(), self.task.optimizer, state)
+        self._checkpoints.save(total, self.task.checkpoint(), self.task.optimizer, state)
         self._saved_total = total
 
     def _continue(self) -> None:
