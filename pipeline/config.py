@@ -326,7 +326,7 @@ class DistillConfig(SPDOptions):
     """spd: from the proxies that are right and sure; naive: from the teachers' features, a linear head for each;
     all-proxies: from all of them, averaged; random: K drawn ones, kept if valid; best-proxy: from the one best proxy;
     ce: from the labels alone. Each method and start has a folder of its own."""
-    init: Annotated[str, Field(pattern=r"^(merged|average|imagenet|proxy:.+)$")] = "merged"
+    init: str = "merged"
     """What the student starts from. merged: the learned merge; average: the uniform one; imagenet: `student.init`;
     proxy:KEY: that teacher's proxy."""
     exact_normaliser: bool = False
@@ -335,6 +335,13 @@ class DistillConfig(SPDOptions):
     by_view: bool = False
     """Take K proxies from the exo ones and K from the ego ones instead of K from all."""
     train: TrainConfig = TrainConfig()
+
+    @field_validator("init")
+    @classmethod
+    def _known_start(cls, init: str) -> str:
+        if not re.fullmatch(r"merged|average|imagenet|proxy:.+", init):
+            raise ValueError("use merged, average, imagenet or proxy:KEY")
+        return init
 
     @model_validator(mode="after")
     def _one_normaliser(self) -> DistillConfig:

@@ -27,6 +27,7 @@ from ..cache import FeatureStore
 from ..cache.view import Arrays, Part, content_key
 from ..pipeline import files
 from ..pipeline.config import SPDConfig
+from ..pipeline.progress import count
 from ..pipeline.rundir import Run
 from .batches import Batch
 from .spd import able_proxies, choose, gather_slots, slots
@@ -96,20 +97,20 @@ def training_bank(
     key = content_key(stores, rows, ["proxy bank", *recipe])
     fill = partial(_fill, stores=stores, rows=rows, labels=labels, config=config)
     parts = _parts(stores, len(rows), config)
-    kept = "the outputs" if parts["limit"].shape[1] == len(stores) else f"the best {parts['limit'].shape[1]} outputs"
-    title = f"{kept} of {len(stores)} proxies"
+    kept, known = parts["limit"].shape[1], len(stores)
+    title = f"proxy bank ({'all' if kept == known else f'the {kept} surest of'} {count(known, 'output')} per clip)"
     return ProxyBank(**open_view(title, folder, key, parts, fill, run.config.compute))
 
 
 def _parts(stores: Sequence[FeatureStore], clips: int, config: SPDConfig) -> dict[str, Part]:
     proxies = len(stores)
-    count = proxies if config.select == "random" else slots(config, proxies)
+    kept = proxies if config.select == "random" else slots(config, proxies)
     width, classes = (stores[0].arrays[name].shape for name in ("tokens", "logits"))
     return {
-        "tokens": Part((clips, count, *width), "float32"),
-        "log_probs": Part((clips, count, *classes), "float32"),
-        "limit": Part((clips, count), "float32"),
-        "proxy": Part((clips, count), "int64"),
+        "tokens": Part((clips, kept, *width), "float32"),
+        "log_probs": Part((clips, kept, *classes), "float32"),
+        "limit": Part((clips, kept), "float32"),
+        "proxy": Part((clips, kept), "int64"),
         "present": Part((clips, proxies), "bool"),
         "correct": Part((clips, proxies), "bool"),
     }
@@ -130,10 +131,11 @@ def chosen(bank: ProxyBank, batch: Batch, columns: Tensor | None = None) -> Chos
 
 def mean_cross_entropy(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64], labels: Tensor) -> list[float]:
     """Each proxy's mean cross-entropy over the clips that it has an output for; inf for one that has none."""
-    total, count = torch.zeros(len(stores), dtype=torch.float64), torch.zeros(len(stores), dtype=torch.int64)
+    total, known = torch.zeros(len(stores), dtype=torch.float64), torch.zeros(len(stores), dtype=torch.int64)
     anyone = SPDConfig(select="all")
     for block, outputs in output_blocks(stores, rows):
         entropy, able = able_proxies(labels[torch.from_numpy(block)], outputs.logits, outputs.present, anyone)
         total += torch.where(able, entropy, 0.0).double().sum(0)
-        count += able.sum(0)
-    return torch.where(count > 0, total / count.clamp(min=1), torch.inf).tolist()
+        known += able.sum(0)
+    means: list[float] = torch.where(known > 0, total / known.clamp(min=1), torch.inf).tolist()
+    return means

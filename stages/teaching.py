@@ -117,16 +117,24 @@ def read_teaching(folder: Path) -> list[EpochTeaching]:
 
 
 def teaching_summary(epochs: Sequence[EpochTeaching], classes: Sequence[str]) -> list[str]:
-    """Lines that say how it went: per proxy its share in the first and the last epoch, and whom nobody taught."""
+    """Lines that say how it went: per proxy its share of the lessons in the first and the last epoch, and the rest."""
     if not epochs:
         return []
     first, last = epochs[0], epochs[-1]
     lines = []
     for r in np.argsort(-last.shares, kind="stable").tolist():
-        known, line = last.agreement[r], f"{last.proxies[r]} taught {first.shares[r]:.0%}, then {last.shares[r]:.0%}"
-        right = "has no output" if known is None else f"right about {known:.0%} of the train clips it has seen"
-        most = int(last.taught[:, r].argmax())
-        whom = f"; most of all {classes[most]}" if last.taught[most, r] and most < len(classes) else ""
-        lines.append(f"{line} of the time in the last epoch ({right}){whom}")
-    lines.append(f"nobody taught {first.untaught_share:.0%} of the clips, then {last.untaught_share:.0%}")
-    return lines
+        known, most = last.agreement[r], int(last.taught[:, r].argmax())
+        share = _over_time(first.shares[r], last.shares[r], first.epoch, last.epoch)
+        parts = [
+            f"{last.proxies[r]} gave {share} of the lessons",
+            "has no output" if known is None else f"is right about {known:.0%} of its train clips",
+        ]
+        if last.taught[most, r] and most < len(classes):
+            parts.append(f"taught {classes[most]} most")
+        lines.append(", ".join(parts))
+    untaught = _over_time(first.untaught_share, last.untaught_share, first.epoch, last.epoch)
+    return [*lines, f"nobody taught {untaught} of the clips"]
+
+
+def _over_time(before: float, after: float, first: int, last: int) -> str:
+    return f"{after:.0%}" if first == last else f"{before:.0%} (epoch {first}) to {after:.0%} (epoch {last})"
