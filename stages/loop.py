@@ -64,7 +64,7 @@ class Task(ABC):
         """Called when a step's gradients are complete, before the optimiser uses them."""
 
     def after_step(self) -> None:
-        """Called when the optimiser has changed the tensors."""
+        """Called when the optimiser has changed the tensors, in every process of the training."""
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cache import FeatureStore
-from ..cache.view import Arrays, Part, content_key
+from ..cache.view import Arrays, Part, content_key, resident
 from ..pipeline import files
 from ..pipeline.config import SPDConfig
 from ..pipeline.progress import count
@@ -81,6 +81,15 @@ def candidates(outputs: Bank, labels: Tensor, config: SPDConfig) -> ProxyBank:
     )
 
 
+def load_candidates(
+    stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64], labels: Tensor, config: SPDConfig
+) -> ProxyBank:
+    """The bank of the clips at `rows`, in memory; labels int64 [N]."""
+    fill = partial(_fill, stores=stores, rows=rows, labels=labels, config=config)
+    arrays = resident(_parts(stores, len(rows), config), fill)
+    return ProxyBank(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
 def training_bank(
     run: Run,
     folder: Path,
@@ -89,7 +98,7 @@ def training_bank(
     labels: Tensor,
     config: SPDConfig,
 ) -> ProxyBank:
-    """The bank of the train clips at `rows`, wherever there is room for it: device, memory, or a file in `folder`.
+    """`load_candidates`, bit for bit, wherever there is room for it: device, memory, or a file in `folder`.
 
     It is made some whole shards at a time: beside it, memory holds one block of all proxies' outputs.
     """
