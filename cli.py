@@ -240,14 +240,27 @@ def train_proxies(
 @app.command()
 def distill(
     run: RunOption = Path(),
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="spd, naive, all-proxies, random, best-proxy or ce; others than spd are for comparison.",
+        ),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--init", metavar="NAME", help="merged, average, imagenet or proxy:KEY.")
+    ] = None,
     overrides: SetOption = None,
     overwrite: OverwriteOption = False,
     strict: StrictOption = False,
 ) -> None:
     """Stage 3: merge the proxies, train the student.
 
-    The student learns by Selective Proxy Distillation, from the merged proxies."""
-    opened = open_run(run, overrides)
+    The student learns by Selective Proxy Distillation, from the merged proxies. Students of another --method or --init
+    are trained beside it, in distill/variants (docs/distill.md)."""
+    chosen = [f"distill.{name}={value}" for name, value in (("method", method), ("init", start)) if value is not None]
+    opened = open_run(run, [*(overrides or ()), *chosen])
     from .stages.distill import distill as stage
 
     stage(opened, overwrite=overwrite, strict=strict)

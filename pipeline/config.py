@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
@@ -294,8 +294,9 @@ class SPDOptions(Section):
     """Greatest cross-entropy of a proxy that may teach (tau)."""
     require_correct: bool = True
     """Whether a proxy must predict the clip's label to teach it."""
-    select: Literal["confident", "random"] = "confident"
-    """confident: smallest cross-entropy first; random: K draws with replacement, each kept only if valid."""
+    select: Literal["confident", "random", "all"] = "confident"
+    """confident: smallest cross-entropy first; random: K draws with replacement, each kept only if valid; all: every
+    proxy with an output, right or wrong, averaged."""
     feature_weight: NonNegative = 5.0
     """Weight of the token distance (w_f); 0 switches the branch off."""
     logit_weight: NonNegative = 1.0
@@ -304,7 +305,7 @@ class SPDOptions(Section):
     """Distance between the student's projected token and a proxy's token."""
     normalise_over: Literal["global_batch", "micro_batch"] = "global_batch"
     """Which clips with a selection divide the sums. With accumulation the count of the global batch is not known
-    in time, so the micro-batch's is used there."""
+    in time, so the micro-batch's is used there, unless `exact_normaliser` is set."""
 
 
 class SPDConfig(SPDOptions):
@@ -314,16 +315,65 @@ class SPDConfig(SPDOptions):
     """Views of the proxies when the top K are taken separately from exo and ego ones; null: all together."""
 
 
-class DistillConfig(SPDOptions):
-    """Stage 3, second part: training the student by Selective Proxy Distillation."""
+Method = Literal["spd", "naive", "all-proxies", "random", "best-proxy", "ce"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
+
+class DistillConfig(SPDOptions):
+    """Stage 3, second part: training the student by Selective Proxy Distillation, or by what it is compared with."""
+
+    method: Method = "spd"
+    """spd: from the proxies that are right and sure; naive: from the teachers' features, a linear head for each;
+    all-proxies: from all of them, averaged; random: K drawn ones, kept if valid; best-proxy: from the one best proxy;
+    ce: from the labels alone. Each method and start has a folder of its own."""
+    init: str = "merged"
+    """What the student starts from. merged: the learned merge; average: the uniform one; imagenet: `student.init`;
+    proxy:KEY: that teacher's proxy."""
+    exact_normaliser: bool = False
+    """With accumulation: count the clips with a selection in a pass without gradients over the whole global batch
+    first. It costs a forward pass, about a third of a step; how much is logged."""
     by_view: bool = False
     """Take K proxies from the exo ones and K from the ego ones instead of K from all."""
     train: TrainConfig = TrainConfig()
 
+    @field_validator("init")
+    @classmethod
+    def _known_start(cls, init: str) -> str:
+        if not re.fullmatch(r"merged|average|imagenet|proxy:.+", init):
+            raise ValueError("use merged, average, imagenet or proxy:KEY")
+        return init
+
+    @model_validator(mode="after")
+    def _one_normaliser(self) -> DistillConfig:
+        if self.exact_normaliser and self.normalise_over == "micro_batch":
+            raise ValueError("exact_normaliser counts over the global batch: set normalise_over: global_batch")
+        return self
+
+    @property
+    def variant(self) -> str:
+        """Name of the network that comes out: "student", or "<method>-<init>" of one that it is compared with."""
+        return "student" if (self.method, self.init) == ("spd", "merged") else f"{self.method}-{self.init}"
+
+    def as_variant(self, name: str) -> DistillConfig | None:
+        """These settings with the method and the start of a variant of that name; None: none is called so."""
+        method, init = "spd", "merged"
+        if name != "student":
+            methods = [known for known in METHODS if name.startswith(f"{known}-")]
+            if not methods:
+                return None
+            method, init = methods[0], name.removeprefix(f"{methods[0]}-")
+        try:
+            made = DistillConfig.model_validate({**dict(self), "method": method, "init": init})
+        except ValueError:
+            return None
+        return made if made.variant == name else None
+
     def spd(self, views: Sequence[Literal["ego", "exo"]]) -> SPDConfig:
         """The loss's configuration for proxies that read these views, in the order of the bank."""
         options = {name: getattr(self, name) for name in SPDOptions.model_fields}
+        named: dict[Method, str] = {"random": "random", "all-proxies": "all", "best-proxy": "all"}
+        if self.method in named:
+            options["select"] = named[self.method]
         return SPDConfig(**options, group_by_view=list(views) if self.by_view else None)
 
 
@@ -463,6 +513,13 @@ class RunConfig(Section):
                 raise ValueError(f"{key!r} cannot name a teacher: use letters, digits and _, and none of {_TAKEN}")
             teacher_view(key, config)
         return teachers
+
+    @model_validator(mode="after")
+    def _start_exists(self) -> RunConfig:
+        kind, _, key = self.distill.init.partition(":")
+        if kind == "proxy" and key not in self.teachers:
+            raise ValueError(f"distill.init names no teacher of this run: {key!r}; they are {', '.join(self.teachers)}")
+        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> RunConfig:

@@ -8,6 +8,7 @@ RUN/clips/                    what was seen of the ego videos when the clip stor
 RUN/extract/                  which features the settings stand for, what was seen of the files, locks of extractions
 RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
+RUN/distill/variants/<name>/  students of other methods and starts, for comparison
 RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
 RUN/evaluate/                 results
 """
@@ -96,7 +97,20 @@ class Run:
     @property
     def student_folder(self) -> TaskFolder:
         """The student's training (stage 3, second part)."""
-        return TaskFolder(self.root / "distill" / "student", "the student")
+        return self.variant_folder("student")
+
+    def variant_folder(self, name: str) -> TaskFolder:
+        """The training of "student", or of a variant of it (see `DistillConfig.variant`)."""
+        if name == "student":
+            return TaskFolder(self.root / "distill" / "student", "the student")
+        return TaskFolder(self.root / "distill" / "variants" / name.replace(":", "-"), f"student {name}")
+
+    def variants(self) -> list[str]:
+        """Names of the variants that were begun here, "student" not among them."""
+        folders = sorted((self.root / "distill" / "variants").glob("*/record.json"))
+        records = [TaskFolder(path.parent, path.parent.name).record for path in folders]
+        settings = [record["fingerprint"]["settings"] for record in records if record is not None]
+        return [f"{known['method']}-{known['init']}" for known in settings]
 
     @property
     def merge_folder(self) -> TaskFolder:
@@ -109,7 +123,8 @@ class Run:
         return TaskFolder(self.root / "ego-only", "the ego-only network")
 
     def evaluation_folder(self, model: str) -> TaskFolder:
-        """The evaluation of "student", "ego-only", "proxy:<teacher>", "teacher:<teacher>" or another encoder."""
+        """The evaluation of "student", a variant of it, "ego-only", "proxy:<teacher>", "teacher:<teacher>" or another
+        encoder."""
         return TaskFolder(self.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
 
     def teacher_folder(self, teacher: str) -> TaskFolder:

@@ -1,75 +1,69 @@
 """Stage 3: the proxies are merged into the student's initial weights, then it learns by selective distillation.
 
-The student sees the ego video; what the proxies say about each train clip comes from the cache.
+The student sees the ego video; what the proxies say about each train clip comes from the cache. Other methods and
+starts (`distill.method`, `distill.init`) train students of their own beside it, from the same proxies and cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
 
-from ..cache import FeatureStore
 from ..errors import FingerprintMismatch, MissingInputError
-from ..models import TimeSformer
-from ..models.droppath import to_device
-from ..models.teachers import teacher_view
 from ..pipeline import files
-from ..pipeline.config import SPDConfig, TrainConfig
+from ..pipeline.config import DistillConfig, SPDConfig
 from ..pipeline.progress import say
-from ..pipeline.randomness import clip_stream
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from . import ranks
-from .batches import Batch
 from .checkpoints import replace_tensors
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
+from .methods import needed_proxies, needs_pool, student_task, student_title, taught_by_proxies
 from .rows import RunRows, run_rows
-from .spd import SPDLoss, slots, spd_loss
-from .supervised import Supervised, VideoTask
-from .targets import Bank, by_id, open_index, open_teacher, pool, row_keys, training_bank, warn_of_random
+from .spd import SPDLoss, spd_loss
+from .student import PROJECTION
+from .targets import find_index, open_index, open_teacher, pool, targets_hash, warn_of_random
+from .teaching import read_teaching, teaching_summary
 from .train_proxies import has_outputs, proxy_fingerprint
-from .training import (
-    fresh_model,
-    make_batches,
-    make_plan,
-    make_validator,
-    remove_scaffold,
-    train_to_folder,
-    trained,
-)
-from .view import content_hash, take
+from .training import fresh_model, make_batches, make_plan, remove_scaffold, train_to_folder, trained
 
 __all__ = ["SPDConfig", "SPDLoss", "distill", "spd_loss"]
 
-PROJECTION = "student"
-
 
 def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
-    """Merge the proxies of the pool, then train the student; both continue where they stopped.
+    """Merge the proxies of the pool if the student starts from that, then train it; both continue where they stopped.
+
+    `overwrite` begins the student anew, and the merge with it unless the student is a variant for comparison.
 
     Raises `MissingInputError` naming the command that makes a proxy that is missing, `FingerprintMismatch` when
     the work was begun under other settings, `Stopped` after saving when asked to stop.
     """
     prepare(run.config.compute)
     with ranks.joined(run.config.compute):
-        proxies = ranks.first_then_others(lambda: pool(run, strict=strict))
-        rows = run_rows(run, open_index(run))
+        _distill(run, overwrite, strict)
+
+
+def _distill(run: Run, overwrite: bool, strict: bool) -> None:
+    settings = run.config.distill
+    teachers = ranks.first_then_others(lambda: pool(run, strict=strict)) if needs_pool(settings) else []
+    rows = run_rows(run, find_index(run))
+    proxies = needed_proxies(settings, teachers)
+    if proxies:
         _check_proxies(run, proxies, rows)
-        warn_of_random(run, proxies)
-        with StopFlag() as flag:
-            _merge(run, proxies, rows, flag, overwrite)
-            _train_student(run, proxies, rows, flag, overwrite)
-    say(f"next: {run.command('evaluate')}")
+    if teachers:
+        warn_of_random(run, teachers)
+    own = settings.variant == "student"
+    with StopFlag() as flag:
+        if settings.init == "merged":
+            _merge(run, proxies, rows, flag, overwrite and own)
+        _train_student(run, teachers, rows, flag, overwrite)
+    say(f"next: {run.command('evaluate' if own else f'evaluate --model {settings.variant}')}")
 
 
 def _check_proxies(run: Run, proxies: list[str], rows: RunRows) -> None:
@@ -100,11 +94,25 @@ def merge_fingerprint(run: Run, proxies: list[str], rows: RunRows) -> dict[str, 
     return training_fingerprint(run, run.config.merge, {"proxies": _proxy_hashes(run, proxies), **batch}, rows)
 
 
-def student_fingerprint(run: Run, proxies: list[str], rows: RunRows) -> dict[str, Any]:
-    """What the student depends on."""
-    outputs = {key: run.proxy_folder(key).results["outputs"] for key in proxies}
-    inputs = {"merge": merge_fingerprint(run, proxies, rows), "outputs": outputs}
-    return training_fingerprint(run, run.config.distill, inputs, rows)
+def student_fingerprint(
+    run: Run, teachers: list[str], rows: RunRows, settings: DistillConfig | None = None
+) -> dict[str, Any]:
+    """What the student depends on. teachers: those of the pool; settings: those of a variant (None: the run's)."""
+    distill = settings or run.config.distill
+    inputs: dict[str, Any] = {}
+    if distill.init == "merged":
+        inputs["merge"] = merge_fingerprint(run, teachers, rows)
+    elif distill.init != "imagenet":
+        kind, _, key = distill.init.partition(":")
+        inputs["start"] = _proxy_hashes(run, [key] if kind == "proxy" else teachers)
+    if taught_by_proxies(distill):
+        inputs["outputs"] = {key: run.proxy_folder(key).results["outputs"] for key in teachers}
+    elif distill.method == "naive":
+        index = open_index(run)
+        stores = {key: open_teacher(run, index, key) for key in teachers}
+        inputs["targets"] = {key: [store.fingerprint, targets_hash(rows, store)] for key, store in stores.items()}
+        inputs["loss"] = [run.config.proxies.feature_distance, run.config.proxies.feature_weight]
+    return training_fingerprint(run, distill, inputs, rows)
 
 
 def _proxy_hashes(run: Run, proxies: list[str]) -> dict[str, str]:
@@ -149,90 +157,23 @@ def _fit_merge(run: Run, soup: Soup, flag: StopFlag) -> None:
     Loop(task, plan, run.merge_folder.path, flag).run(make_batches(run, config, clips))
 
 
-class StudentTask(VideoTask):
-    """Selective Proxy Distillation: L = mean CE(s, y) + L_feat + L_logit."""
-
-    def __init__(self, config: TrainConfig, spd: SPDConfig, base: Supervised[TimeSformer], bank: Bank) -> None:
-        super().__init__("student", config, base)
-        # A step of one process knows its micro-batches one after the other: their own counts divide the sums.
-        self._spd = spd.model_copy(update={"normalise_over": "micro_batch"})
-        self._bank = bank
-
-    def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy and the two distillation terms of one micro-batch."""
-        out = self.forward(batch, epoch)
-        labels = self.labels[batch.indices]
-        terms = spd_loss(
-            out.logits,
-            out.projected[PROJECTION],
-            labels,
-            proxy_logits=take(self._bank.logits, batch),
-            proxy_tokens=take(self._bank.tokens, batch),
-            present=take(self._bank.present, batch),
-            config=self._spd,
-            selection=self._draws(batch, epoch) if self._spd.select == "random" else None,
-        )
-        ce = F.cross_entropy(out.logits.float(), labels)
-        return {
-            "loss": ce + terms.feature_loss + terms.logit_loss,
-            "ce": ce,
-            "feature": terms.feature_loss,
-            "logit": terms.logit_loss,
-            "selected_share": terms.valid.any(1).float().mean(),
-        }
-
-    def _draws(self, batch: Batch, epoch: int) -> tuple[Tensor, None]:
-        """Random proxies per clip as functions of (seed, epoch, clip), int64 [b, S]; the rule says which are valid."""
-        proxies = self._bank.present.shape[1]
-        count = slots(self._spd, proxies)
-        ids = [self.base.clips[i].clip_id for i in batch.rows]
-        drawn = [clip_stream(self.base.seed, epoch, i, "selection").integers(proxies, size=count) for i in ids]
-        return to_device(torch.from_numpy(np.stack(drawn)), self.base.device), None
-
-
-def _train_student(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
-    folder = run.student_folder
-    with ranks.working(folder, student_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
+def _train_student(run: Run, teachers: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
+    distill = run.config.distill
+    folder, title = run.variant_folder(distill.variant), student_title(distill)
+    with ranks.working(folder, student_fingerprint(run, teachers, rows), overwrite=overwrite) as needed:
         if not needed:
-            say("student: finished before, nothing to do")
+            say(f"{title}: finished before, nothing to do")
             return
         if not ranks.from_first(lambda: trained(folder.path)):
-            _train(run, proxies, flag)
+            task, clips = student_task(run, teachers, flag), run.table().split("train")
+            plan, stream = make_plan(run, distill.train, clips), make_batches(run, distill.train, clips)
+            train_to_folder(run, folder.path, task, task.model, plan, stream, flag)
 
         def finish() -> None:
             remove_scaffold(folder.path)
-            folder.finish({"weights": files.hash_file(folder.path / "model" / WEIGHTS), "proxies": proxies})
+            folder.finish({"weights": files.hash_file(folder.path / "model" / WEIGHTS), "proxies": teachers})
+            for line in teaching_summary(read_teaching(folder.path), run.table().classes):
+                say(f"{title}: {line}")
 
         ranks.from_first(finish)
-    say("student: done")
-
-
-def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
-    config, clips = run.config, run.table().split("train")
-    index = open_index(run)
-    names = [run.proxy_folder(key).results["outputs"] for key in proxies]
-    stores = [FeatureStore.open(run.cache_root / name, index) for name in names]
-    folder = run.student_folder
-    places = index.rows(row_keys(run, clips))
-    bank = ranks.first_then_others(lambda: training_bank(run, folder.path, stores, places))
-    ranks.from_first(lambda: folder.bind("outputs of the proxies", content_hash(bank._asdict(), by_id(clips))))
-    say(f"student: outputs of {len(proxies)} proxies for {int(bank.present.any(1).sum())} of {len(clips)} train clips")
-    model = fresh_model(run, {PROJECTION: run.config.student.width})
-    _take_merged(model, load_file(run.merge_folder.path / "merged.safetensors"))
-    views = [teacher_view(key, config.teachers[key]) for key in proxies]
-    base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))
-    task = StudentTask(config.distill.train, config.distill.spd(views), base, bank)
-    plan = make_plan(run, config.distill.train, clips)
-    stream = make_batches(run, config.distill.train, clips)
-    train_to_folder(run, folder.path, task, model, plan, stream, flag)
-
-
-def _take_merged(model: TimeSformer, merged: Mapping[str, Tensor]) -> None:
-    """Everything but the projection comes from the merge."""
-    result = model.load_state_dict(merged, strict=False)
-    missing = [name for name in result.missing_keys if not name.startswith("proj_layer")]
-    if missing or result.unexpected_keys:
-        raise MissingInputError(
-            f"the merged weights do not fit the student: missing {missing[:5]}, "
-            f"unexpected {result.unexpected_keys[:5]}; run `uniego distill --overwrite`"
-        )
+    say(f"{title}: done")

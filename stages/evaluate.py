@@ -37,10 +37,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a model on the test split; printed (unless `quiet`) and written to RUN/evaluate/<model>/.
 
-    `model` is "student", "proxy:<teacher>", "teacher:<teacher>" (its features) or the path of an encoder's folder.
-    `tasks`: of recognition, retrieval, segmentation and probe; none: all that data and model allow, the others under
-    "left_out" with the reason. Returns {"model", "tasks": {task: results with their protocol}, "left_out", …}, with
-    recognition's top1, top5, mean_class_accuracy, clips and failed also at the top.
+    `model` is "student", a variant of it such as "naive-imagenet", "proxy:<teacher>", "teacher:<teacher>" (its
+    features) or the path of an encoder's folder. `tasks`: of recognition, retrieval, segmentation and probe; none: all
+    that data and model allow, the others under "left_out" with the reason. Returns {"model", "tasks": {task: results
+    with their protocol}, "left_out", …}, with recognition's top1, top5, mean_class_accuracy, clips and failed also at
+    the top.
 
     What was measured before under the same settings is not measured again. Raises `MissingInputError` naming the
     command that trains the model, `UsageError` for a task that is named and not possible, `UniegoError` for a table
@@ -143,19 +144,23 @@ def print_evaluation(
 def trained_folder(run: Run, model: str) -> TaskFolder:
     """Where a trained model lies; warns of one that was trained under other settings than the run has now."""
     kind, _, teacher = model.partition(":")
+    variant = run.config.distill.as_variant(model)
     if kind == "proxy" and teacher in run.config.teachers:
         folder, command = run.proxy_folder(teacher), f"uniego train-proxies --teacher {teacher}"
         wanted = training_fingerprint(run, run.config.proxies, {})
     elif model == "ego-only" and run.ego_only_folder.done:
         return run.ego_only_folder
-    elif model == "student":
-        folder, command = run.student_folder, "uniego distill"
-        wanted = training_fingerprint(run, run.config.distill, {})
+    elif variant is not None:
+        chosen = "" if model == "student" else f" --method {variant.method} --init {variant.init}"
+        folder, command = run.variant_folder(model), f"uniego distill{chosen}"
+        wanted = training_fingerprint(run, variant, {})
     else:
-        names = ", ".join(
-            ["student", *(f"{kind}:{key}" for kind in ("proxy", "teacher") for key in run.config.teachers)]
+        keyed = (f"{kind}:{key}" for kind in ("proxy", "teacher") for key in run.config.teachers)
+        names = ", ".join(["student", *run.variants(), *keyed])
+        raise UsageError(
+            f"unknown model {model!r}: use one of {names}, <method>-<init> of uniego distill, or the path of an "
+            "encoder's folder (with a /)"
         )
-        raise UsageError(f"unknown model {model!r}: use one of {names}, or the path of an encoder's folder (with a /)")
     if not folder.done or not (folder.path / "model" / CONFIG).exists():
         raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
     different = [name for name in folder.differences(wanted) if not name.startswith("inputs")]

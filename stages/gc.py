@@ -41,7 +41,8 @@ def _common_root(runs: Sequence[Run]) -> Path:
 
 def _refuse_at_work(run: Run) -> None:
     busy = [f"extraction of {key}" for key in run.config.teachers if run.is_extracting(key)]
-    tasks = [*(run.proxy_folder(key) for key in run.config.teachers), run.merge_folder, run.student_folder]
+    tasks = [*(run.proxy_folder(key) for key in run.config.teachers), run.merge_folder]
+    tasks += [run.variant_folder(name) for name in ("student", *run.variants())]
     busy += [task.title for task in tasks if task.running()]
     if busy:
         raise UniegoError(f"{run.root} is at work ({', '.join(busy)}); wait for it or stop it")

@@ -43,8 +43,8 @@ class Task(ABC):
 
     title: str
     optimizer: torch.optim.Optimizer
-    needs_whole_step: bool = False  # whether `open_step` is called
     flops_per_clip: float | None = None  # of a forward and a backward pass; None: not counted
+    needs_whole_step: bool = False  # whether `open_step` must see a step's micro-batches before the first `loss`
 
     @abstractmethod
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -74,7 +74,11 @@ class Task(ABC):
 
     @abstractmethod
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Take back what `checkpoint` gave."""
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        """What `restore` needs; more than `tensors` where a task keeps things that are not the result."""
+        return self.tensors()
 
     @abstractmethod
     def rate(self, epoch: float) -> float:
@@ -84,11 +88,15 @@ class Task(ABC):
         """Called when a step's gradients are complete, before the optimiser uses them."""
 
     def after_step(self) -> None:
-        """Called when the optimiser has changed the tensors."""
+        """Called when the optimiser has changed the tensors, in every process of the training."""
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def end_epoch(self) -> dict[str, Any] | None:
+        """What metrics.jsonl is to keep of the epoch that is done; its checkpoint is written before."""
+        return None
 
     def validate(self) -> dict[str, float] | None:
         """Metrics on the val split, "score" among them (greater is better); None: there is no such split."""
@@ -183,9 +191,7 @@ class Loop:
         share = _Share()
         taken = self._taken(stream, share)
         if self.task.needs_whole_step:
-            whole = list(taken)
-            self.task.open_step(whole, self.position.epoch)
-            taken = iter(whole)
+            taken = self._opened(list(taken))
         terms = [self._backward(batch) for batch in taken]
         clips = self._meet(share)
         if clips:  # a step of which no clip could be decoded changes nothing
@@ -210,6 +216,14 @@ class Loop:
             share.clips += len(batch.rows)
             if batch.rows:
                 yield batch.to(self.plan.device)
+
+    def _opened(self, taken: list[Batch]) -> Iterator[Batch]:
+        """The same, after the task has seen them all."""
+        with autocast(self.plan.device, self.plan.precision):
+            self.task.open_step(taken, self.position.epoch)
+        for batch in taken:
+            self._stop_if_asked()
+            yield batch
 
     def _meet(self, share: _Share) -> int:
         """Sum the gradients of all processes; the step's clips over all of them. What went wrong is told.
@@ -245,6 +259,9 @@ class Loop:
         self._log.flush()
         self._log.end_epoch(self.position.epoch)
         self._save()
+        record = self.task.end_epoch()
+        if record is not None:
+            self._log.write({"epoch": self.position.epoch, **record})
         scores = ranks.from_first(self.task.validate)
         if scores is not None:
             self._log.write({"epoch": self.position.epoch, "validation": scores})
@@ -284,7 +301,7 @@ class Loop:
             "scaler": self._scaler.state_dict(),
             "arithmetic": self._arithmetic(),
         }
-        self._checkpoints.save(total, self.task.tensors(), self.task.optimizer, state)
+        self._checkpoints.save(total, self.task.checkpoint(), self.task.optimizer, state)
         self._saved_total = total
 
     def _continue(self) -> None:

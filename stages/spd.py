@@ -7,6 +7,9 @@ With student logits s, student token t, label y and the cached logits l_r and to
     feature  =  sum over clips of (1/n) sum over S of  w_f (1 - cos(t, z_r))                / clips with n > 0
     logit    =  sum over clips of (1/n) sum over S of  w_l KL(softmax l_r || softmax s)     / clips with n > 0
 
+`spd_loss` computes this from all outputs of all proxies, as it is written. Training reads what depends on the cache
+alone out of a `ProxyBank` (see `proxy_bank`), and asks `selected_loss` for the rest.
+
 Shapes: B clips, R proxies, C classes, D token width, S selected slots per clip.
 """
 
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..models.droppath import to_device
-from ..pipeline.config import SPDConfig
+from ..pipeline.config import SPDConfig, SPDOptions
 
 
 class SPDLoss(NamedTuple):
@@ -73,7 +76,7 @@ def spd_loss(
     with torch.no_grad():
         confidence = proxy_cross_entropy(student_logits, labels, proxy_logits, present, config)  # [B,R]
         if selection is None:
-            selected = _select(confidence, config, generator)  # [B,S]
+            selected = choose(confidence, config, generator)  # [B,S]
             valid = confidence.gather(1, selected).isfinite()  # [B,S]
         else:
             selected, given = selection
@@ -81,35 +84,77 @@ def spd_loss(
                 selected = torch.where(given, selected, 0)  # where not valid, indices may be anything
             ruled = confidence.isfinite() if given is None else present
             valid = ruled.gather(1, selected) if given is None else given & ruled.gather(1, selected)
-        per_clip = valid.sum(1, keepdim=True)  # [B,1]
-        count = _normaliser(per_clip, config, clip_count)
-        weight = valid / (per_clip.clamp(min=1) * count)  # [B,S]: 1/n per clip, over the clips with a selection
-    zero = student_logits.new_zeros((), dtype=torch.float32)
-    feature = logit = zero
+        clips = _normaliser(valid, config, clip_count)
+    feature, logit = selected_loss(
+        student_logits,
+        student_projected,
+        tokens=gather_slots(proxy_tokens, selected, valid),
+        log_probs=F.log_softmax(gather_slots(proxy_logits, selected, valid), dim=-1),
+        valid=valid,
+        clips=clips,
+        config=config,
+    )
+    return SPDLoss(feature, logit, selected, valid)
+
+
+def selected_loss(
+    student_logits: Tensor,
+    student_projected: Tensor,
+    *,
+    tokens: Tensor,
+    log_probs: Tensor,
+    valid: Tensor,
+    clips: Tensor,
+    config: SPDOptions,
+) -> tuple[Tensor, Tensor]:
+    """The feature term and the logit term of a batch whose teachers are chosen, float32, 0-dim.
+
+    Args:
+        student_logits: float [B, C].
+        student_projected: float [B, D].
+        tokens: float32 [B, S, D], the chosen proxies' tokens, finite also where not valid.
+        log_probs: float32 [B, S, C], log softmax of their logits; likewise.
+        valid: bool [B, S], which slots teach.
+        clips: float32, 0-dim, what the sums over clips are divided by.
+        config: weights of the terms, and the distance of tokens.
+    """
+    weight = valid / (valid.sum(1, keepdim=True).clamp(min=1) * clips)  # [B,S]: 1/n per clip
+    feature = logit = student_logits.new_zeros((), dtype=torch.float32)
     if config.feature_weight > 0:
-        teacher = _gather(proxy_tokens, selected, valid)  # [B,S,D]
-        distance = token_distance(student_projected.float().unsqueeze(1), teacher, config.feature_distance)
+        distance = token_distance(student_projected.float().unsqueeze(1), tokens, config.feature_distance)
         feature = config.feature_weight * (weight * distance).sum()
     if config.logit_weight > 0:
-        target = F.log_softmax(_gather(proxy_logits, selected, valid), dim=-1)  # [B,S,C]
         student = F.log_softmax(student_logits.float(), dim=-1).unsqueeze(1)  # [B,1,C]
-        divergence = (target.exp() * (target - student)).sum(-1)  # [B,S]
+        divergence = (log_probs.exp() * (log_probs - student)).sum(-1)  # [B,S]
         logit = config.logit_weight * (weight * divergence).sum()
-    return SPDLoss(feature, logit, selected, valid)
+    return feature, logit
 
 
 def proxy_cross_entropy(
     student_logits: Tensor, labels: Tensor, proxy_logits: Tensor, present: Tensor, config: SPDConfig
 ) -> Tensor:
     """Cross-entropy of every proxy that may teach, float32 [B, R]; +inf where it may not."""
+    entropy, able = able_proxies(labels, proxy_logits, present, config)
+    if config.select != "all":
+        student = F.cross_entropy(student_logits.float(), labels, reduction="none").unsqueeze(1)  # [B,1]
+        able = able & (entropy < student)
+    return torch.where(able, entropy, torch.inf)
+
+
+def able_proxies(labels: Tensor, proxy_logits: Tensor, present: Tensor, config: SPDConfig) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every proxy, float32 [B, R], and whether it may teach a student that is less sure, bool [B, R].
+
+    Both are of the cache alone. An absent proxy, or one whose logits hold NaN, may never teach.
+    """
     clean = torch.where(present.unsqueeze(-1), proxy_logits.float(), 0.0)  # [B,R,C]
     index = labels.view(-1, 1, 1).expand(-1, clean.shape[1], 1)
     entropy = clean.logsumexp(-1) - clean.gather(2, index).squeeze(-1)  # [B,R]
-    student = F.cross_entropy(student_logits.float(), labels, reduction="none").unsqueeze(1)  # [B,1]
-    valid = present & (entropy < student) & (entropy <= config.threshold)  # NaN compares false
+    if config.select == "all":
+        return entropy, present & entropy.isfinite()
+    able = present & (entropy <= config.threshold)  # NaN compares false
     if config.require_correct:
-        valid = valid & (clean.argmax(-1) == labels.unsqueeze(1))
-    return torch.where(valid, entropy, torch.inf)
+        able = able & (clean.argmax(-1) == labels.unsqueeze(1))
+    return entropy, able
 
 
 def token_distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
@@ -122,6 +167,8 @@ def token_distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
 def slots(config: SPDConfig, proxies: int) -> int:
     """Number of selected slots per clip (S) for a pool of `proxies`."""
     groups = _groups(config, proxies)
+    if config.select == "all":
+        return proxies
     if config.select == "random" or groups is None:
         return min(config.top_k, proxies)
     return sum(min(config.top_k, len(group)) for group in groups)
@@ -135,9 +182,11 @@ def _groups(config: SPDConfig, proxies: int) -> list[list[int]] | None:
     return [[r for r in range(proxies) if views[r] == view] for view in ("exo", "ego")]
 
 
-def _select(confidence: Tensor, config: SPDConfig, generator: torch.Generator | None) -> Tensor:
-    """Indices of the chosen proxies, int64 [B, S], exo ones first when grouped."""
+def choose(confidence: Tensor, config: SPDConfig, generator: torch.Generator | None = None) -> Tensor:
+    """Indices of the chosen proxies, int64 [B, S], smallest cross-entropy first, exo ones first when grouped."""
     clips, proxies = confidence.shape
+    if config.select == "all":
+        return torch.arange(proxies, device=confidence.device).expand(clips, -1)
     if config.select == "random":
         shape = (clips, slots(config, proxies))
         device = generator.device if generator is not None else confidence.device
@@ -153,19 +202,19 @@ def _select(confidence: Tensor, config: SPDConfig, generator: torch.Generator | 
     return torch.cat(chosen, dim=1)
 
 
-def _normaliser(per_clip: Tensor, config: SPDConfig, clip_count: int | Tensor | None) -> Tensor:
+def _normaliser(valid: Tensor, config: SPDConfig, clip_count: int | Tensor | None) -> Tensor:
     """The number of clips that the sums are divided by, at least 1; float32, 0-dim."""
     if config.normalise_over == "micro_batch":
-        return (per_clip > 0).sum().clamp(min=1).float()
+        return valid.any(1).sum().clamp(min=1).float()
     if clip_count is None:
         raise UsageError(
             'normalise_over="global_batch" needs clip_count, the number of clips with a selection over the whole '
             'optimiser step; give it, or use normalise_over="micro_batch"'
         )
-    return torch.as_tensor(clip_count, device=per_clip.device).clamp(min=1).float()
+    return torch.as_tensor(clip_count, device=valid.device).clamp(min=1).float()
 
 
-def _gather(values: Tensor, selected: Tensor, valid: Tensor) -> Tensor:
+def gather_slots(values: Tensor, selected: Tensor, valid: Tensor) -> Tensor:
     """Selected rows of [B, R, X] as float32 [B, S, X]; zeros where not valid, so that NaN there stays harmless."""
     index = selected.unsqueeze(-1).expand(-1, -1, values.shape[-1])
     return torch.where(valid.unsqueeze(-1), values.gather(1, index).float(), 0.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cache import ClipIndex, FeatureStore, RowStatus
+from ..errors import UniegoError
 from ..models.teachers import teacher_view
 from ..pipeline.clips import SPLITS
 from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
 from .lessons import TRAINABLE, lesson_of
+from .methods import needed_proxies
 from .rows import RunRows, run_rows
 from .targets import find_index, find_store, stale_settings
 from .train_proxies import has_outputs, proxy_fingerprint
@@ -110,18 +113,32 @@ def _proxy(run: Run, index: ClipIndex | None, key: str, store: FeatureStore | No
 
 
 def _distill(run: Run, able: list[str], proxies: Mapping[str, Mapping[str, Any]], rows: RunRows) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    parts = {
-        "merge": (run.merge_folder, merge_fingerprint),
-        "student": (run.student_folder, student_fingerprint),
-    }
-    for name, (folder, fingerprint) in parts.items():
+    undone = {key for key in able if proxies[key]["state"] != "done"}
+
+    def entry(
+        folder: TaskFolder, needed: Sequence[str], fingerprint: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, Any]:
         if folder.record is None:
-            entries[name] = {"state": "pending"}
-        elif any(proxies[key]["state"] != "done" for key in able):
+            return {"state": "pending"}
+        if undone & set(needed):
+            return {"state": "stale", "why": "its proxies are not done or stale"}
+        try:
+            return _task(folder, fingerprint())
+        except UniegoError as error:  # the teachers' features that it learned from are gone or stale
+            return {"state": "stale", "why": f"{error}"}
+
+    entries = {"merge": entry(run.merge_folder, able, lambda: merge_fingerprint(run, able, rows))}
+    for name in ("student", *run.variants()):
+        settings = run.config.distill.as_variant(name)
+        if settings is None:
+            entries[name] = {"state": "stale", "why": "no such method or start any more"}
+            continue
+        needed = needed_proxies(settings, able)
+        if not set(needed) <= set(able):
             entries[name] = {"state": "stale", "why": "its proxies are not done or stale"}
-        else:
-            entries[name] = _task(folder, fingerprint(run, able, rows))
+            continue
+        wanted = partial(student_fingerprint, run, able, rows, settings)
+        entries[name] = entry(run.variant_folder(name), needed, wanted)
     return entries
 
 
@@ -158,6 +175,8 @@ def _weights(run: Run, model: str, known: str) -> str | None:
     kind, _, teacher = model.partition(":")
     folders = {"student": run.student_folder, "ego-only": run.ego_only_folder, "proxy": run.proxy_folder(teacher)}
     folder = folders.get(kind)
+    if folder is None and run.config.distill.as_variant(model) is not None:
+        folder = run.variant_folder(model)
     if folder is None:
         return known
     return str(folder.results["weights"]) if folder.done else None

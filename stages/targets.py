@@ -5,7 +5,7 @@ The durable store is read in whole shards, once; training gathers rows of one te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -193,6 +193,23 @@ def training_targets(run: Run, folder: Path, store: FeatureStore, rows: npt.NDAr
     return Targets(**open_view(title, folder, key, parts, fill, run.config.compute))
 
 
+def training_targets_of(
+    run: Run, folder: Path, stores: Mapping[str, FeatureStore], rows: npt.NDArray[np.int64], count: int
+) -> dict[str, Targets]:
+    """`training_targets` of several teachers, by key, which live in one place together."""
+    parts = {
+        f"{key}.{name}": part for key, store in stores.items() for name, part in _target_parts(store, rows).items()
+    }
+
+    def fill(out: Arrays) -> None:
+        for key, store in stores.items():
+            _fill_targets({name: out[f"{key}.{name}"] for name in Targets._fields}, store, rows, count)
+
+    key = content_key(list(stores.values()), rows, ["targets", count, list(stores)])
+    view = open_view(f"targets of {len(stores)} teachers", folder, key, parts, fill, run.config.compute)
+    return {key: Targets(*(view[f"{key}.{name}"] for name in Targets._fields)) for key in stores}
+
+
 def _target_parts(store: FeatureStore, rows: npt.NDArray[np.int64]) -> dict[str, Part]:
     width = store.arrays["features"].shape[1]
     return {"values": Part((len(rows), width), "float32"), "present": Part((len(rows),), "bool")}
@@ -220,32 +237,29 @@ def _mean(values: npt.NDArray[Any], picks: npt.NDArray[np.int64]) -> npt.NDArray
 
 def load_bank(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
     """Outputs of several proxies side by side, in memory. Absent ones hold zeros and are marked."""
-    arrays = resident(_bank_parts(stores, rows), lambda out: _fill_bank(out, stores, rows))
-    return Bank(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-
-
-def training_bank(run: Run, folder: Path, stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> Bank:
-    """`load_bank`, bit for bit, wherever there is room for it: device, memory, or a file in `folder`."""
-    key = content_key(stores, rows, ["bank"])
-    fill = partial(_fill_bank, stores=stores, rows=rows)
-    title = f"outputs of {len(stores)} proxies"
-    return Bank(**open_view(title, folder, key, _bank_parts(stores, rows), fill, run.config.compute))
-
-
-def _bank_parts(stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> dict[str, Part]:
     size = len(rows), len(stores)
-    parts = {name: Part((*size, *stores[0].arrays[name].shape), "float32") for name in ("tokens", "logits")}
-    return {**parts, "present": Part(size, "bool")}
+    tokens, logits = (torch.zeros(*size, *stores[0].arrays[name].shape) for name in ("tokens", "logits"))
+    bank = Bank(tokens, logits, torch.zeros(size, dtype=torch.bool))
+    for block, outputs in output_blocks(stores, rows):
+        for whole, part in zip(bank, outputs, strict=True):
+            whole[torch.from_numpy(block)] = part
+    return bank
 
 
-def _fill_bank(out: Arrays, stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]) -> None:
+def output_blocks(
+    stores: Sequence[FeatureStore], rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], Bank]]:
+    """`load_bank` in blocks of some whole shards: positions in `rows`, int64 [b], and the outputs of these clips."""
     for block in _blocks(rows, stores[0]):
-        for column, store in enumerate(stores):
-            for name in ("tokens", "logits"):
-                values, there = store.load(name, rows[block], np.float32)
-                values[~there] = 0.0
-                out[name][block, column] = values
-            out["present"][block, column] = there
+        found = [
+            (store.load("tokens", rows[block], np.float32), store.load("logits", rows[block], np.float32)[0])
+            for store in stores
+        ]
+        present = np.stack([there for (_, there), _ in found], axis=1)  # [b,R]
+        tokens = np.stack([values for (values, _), _ in found], axis=1)  # [b,R,D]
+        logits = np.stack([values for _, values in found], axis=1)  # [b,R,C]
+        tokens[~present] = logits[~present] = 0.0
+        yield block, Bank(torch.from_numpy(tokens), torch.from_numpy(logits), torch.from_numpy(present))
 
 
 def _blocks(rows: npt.NDArray[np.int64], store: FeatureStore) -> list[npt.NDArray[np.int64]]:

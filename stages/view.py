@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cache.view import Fill, Part, mapped, resident
+from ..models.droppath import to_device
 from ..pipeline.config import ComputeConfig
 from ..pipeline.progress import say, size_text
 from .batches import Batch
@@ -92,8 +93,15 @@ def content_hash(tensors: Mapping[str, Tensor], order: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def take(tensor: Tensor, batch: Batch) -> Tensor:
-    """The batch's rows of a tensor of all clips, on the batch's device, wherever the tensor lives."""
-    if tensor.device == batch.indices.device:
-        return tensor[batch.indices]
-    return tensor[list(batch.rows)].to(batch.indices.device, non_blocking=True)
+def take(tensor: Tensor, batch: Batch, columns: Tensor | None = None) -> Tensor:
+    """The batch's rows [b, …] of a tensor [N, …] of all clips, on the batch's device, wherever the tensor lives.
+
+    columns: int64 [b, S] on the CPU, to take only these entries of each row [P, …]. What is gathered in the host's
+    memory travels to a GPU from pinned memory, so that neither waits for the other.
+    """
+    device = batch.indices.device
+    if tensor.device == device:
+        rows = batch.indices
+        return tensor[rows] if columns is None else tensor[rows.unsqueeze(1), to_device(columns, device)]
+    rows = torch.tensor(batch.rows)
+    return to_device(tensor[rows] if columns is None else tensor[rows.unsqueeze(1), columns], device)

@@ -14,9 +14,10 @@ from uniego.pipeline.clips import Clip
 from uniego.pipeline.config import CheckpointConfig, ProxiesConfig, SPDConfig, TrainConfig
 from uniego.pipeline.signals import StopFlag
 from uniego.stages.batches import Batch
-from uniego.stages.distill import StudentTask
 from uniego.stages.loop import Loop, Plan
+from uniego.stages.proxy_bank import candidates
 from uniego.stages.proxy_task import ProxyTask
+from uniego.stages.student import StudentTask
 from uniego.stages.supervised import Supervised, VideoTask
 from uniego.stages.targets import Bank, Targets
 
@@ -39,7 +40,8 @@ def task(kind: str) -> VideoTask:
         return ProxyTask("proxy", "student", config, base, Targets(drawn(CLIPS, 24, seed=2), present))
     logits = drawn(CLIPS, 2, CLASSES, seed=3)
     logits[range(CLIPS), :, [clip.label for clip in clips]] += 3.0  # mostly right
-    bank = Bank(drawn(CLIPS, 2, 24, seed=4), logits, present[:, None].expand(-1, 2).contiguous())
+    outputs = Bank(drawn(CLIPS, 2, 24, seed=4), logits, present[:, None].expand(-1, 2).contiguous())
+    bank = candidates(outputs, torch.tensor([clip.label for clip in clips]), SPDConfig())
     return StudentTask(TrainConfig(epochs=5), SPDConfig(), base, bank)
 
 
@@ -59,7 +61,8 @@ def curve(kind: str, folder: Path) -> list[dict[str, float]]:
     finally:
         torch.set_num_threads(threads)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("clips_per_s", "data_wait")} for line in lines]
+    steps = [line for line in lines if "step" in line]
+    return [{key: line[key] for key in line if key not in ("clips_per_s", "data_wait")} for line in steps]
 
 
 @pytest.mark.parametrize("kind", ["proxy", "student"])

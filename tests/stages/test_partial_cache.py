@@ -14,8 +14,9 @@ from uniego.models import TimeSformer
 from uniego.pipeline.clips import Clip
 from uniego.pipeline.config import ProxiesConfig, SPDConfig, TrainConfig
 from uniego.stages.batches import Batch
-from uniego.stages.distill import StudentTask
+from uniego.stages.proxy_bank import candidates
 from uniego.stages.proxy_task import ProxyTask
+from uniego.stages.student import StudentTask
 from uniego.stages.supervised import Supervised
 from uniego.stages.targets import load_bank, load_targets
 
@@ -84,7 +85,8 @@ def test_fault_29_the_student_divides_by_the_clips_with_a_selection(tmp_path: Pa
     arrays = {"tokens": (12,), "logits": (CLASSES,)}
     bank = load_bank([store(tmp_path, f"proxy{seed}", arrays, seed) for seed in (1, 2)], ROWS)
     assert set(np.flatnonzero(~bank.present.any(1).numpy())) == FAILED | ABSENT
-    task = StudentTask(TrainConfig(), SPDConfig(top_k=2), supervised({"student": 12}), bank)
+    base, spd = supervised({"student": 12}), SPDConfig(top_k=2)
+    task = StudentTask(TrainConfig(), spd, base, candidates(bank, torch.tensor([c.label for c in base.clips]), spd))
     terms = task.loss(batch(rows), epoch=0)
     out = task.model(batch(rows).videos)
     total, clips = torch.zeros(()), 0

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from uniego.errors import UsageError
 from uniego.stages.distill import SPDConfig, spd_loss
+from uniego.stages.proxy_bank import candidates
+from uniego.stages.targets import Bank
 
 DATA = Path(__file__).parents[1] / "data"
 CASES: dict[str, Any] = json.loads((DATA / "spd_cases.json").read_text())
@@ -69,6 +71,13 @@ def test_equals_the_release(number: str) -> None:
     if selection is None:
         assert torch.equal(result.valid, t["selected_valid"])
         assert torch.equal(result.selected[result.valid], t["selected_idx"][t["selected_valid"]])
+        bank = candidates(Bank(t["cand_feats"], t["cand_logits"], ~absent), t["labels"], config)
+        entropy = F.cross_entropy(logits.detach(), t["labels"], reduction="none")
+        taught = bank.limit < entropy[:, None]
+        assert torch.equal(taught, result.valid)
+        assert torch.equal(bank.proxy[taught], result.selected[taught])
+        clips = torch.arange(len(taught))[:, None].expand_as(taught)
+        assert torch.equal(bank.tokens[taught], t["cand_feats"][clips[taught], result.selected[taught]].float())
     for name, ours in (("loss_feat", result.feature_loss), ("loss_logits", result.logit_loss)):
         theirs = torch.nan_to_num(t[name].float(), nan=0.0).squeeze()  # NaN: that branch was off
         torch.testing.assert_close(ours.detach(), theirs, rtol=1e-4, atol=1e-5)

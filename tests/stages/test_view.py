@@ -83,3 +83,7 @@ def test_rows_are_taken_wherever_the_tensor_lives(tmp_path: Path) -> None:
             taken = take(tensor, batch.to(torch.device(device)))
             assert taken.device.type == device
             np.testing.assert_array_equal(taken.cpu().numpy(), wanted[[4, 0, 4]])
+            columns = torch.tensor([[1, 1], [0, 1], [1, 0]])
+            taken = take(tensor, batch.to(torch.device(device)), columns)
+            assert taken.device.type == device
+            np.testing.assert_array_equal(taken.cpu().numpy(), [[9, 9], [0, 1], [9, 8]])
