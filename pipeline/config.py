@@ -273,6 +273,9 @@ class ProxiesConfig(Section):
     train: TrainConfig = TrainConfig()
 
 
+MergeMemory = Literal["auto", "device", "host"]
+
+
 class MergeConfig(Section):
     """Stage 3, first part: the learned convex combination of the proxies."""
 
@@ -283,6 +286,9 @@ class MergeConfig(Section):
     """Passes over the train split."""
     lr: Annotated[float, Field(gt=0.0)] = 0.01
     """Adam's learning rate."""
+    memory: MergeMemory = "auto"
+    """Where the proxies lie meanwhile. device: all on it; host: in their files, read tensor by tensor, so that the
+    device holds one network; auto: on the device when they fit. On a CPU both give the same bytes."""
 
 
 class SPDOptions(Section):

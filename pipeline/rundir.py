@@ -361,7 +361,7 @@ class TaskFolder:
 
     def _kept_nothing(self, record: Mapping[str, Any]) -> bool:
         """Whether begun work has left nothing but its record and logs: then other settings may take its place."""
-        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "checkpoints", "view"}
+        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "checkpoints", "snapshots", "view"}
         left = {entry.name for entry in self.path.iterdir()}
         checkpoints = self.path / "checkpoints"
         return record["state"] != "done" and left <= logs and not any(checkpoints.glob("step-*"))

@@ -32,6 +32,8 @@ from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
+from .merge_weights import draw_weights
+from .networks import open_networks
 from .rows import RunRows, run_rows
 from .spd import SPDLoss, slots, spd_loss
 from .supervised import Supervised, VideoTask
@@ -115,15 +117,17 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
         if not needed:
             say("merge: finished before, nothing to do")
             return
-        device = resolve_device(run.config.compute)
-        states = [load_file(run.proxy_folder(key).path / "model" / WEIGHTS) for key in proxies]
-        order = list(fresh_model(run, {}).state_dict())
-        soup = Soup(states, run.config.merge.level, device, order)
-        del states
+        folders = {key: run.proxy_folder(key).path / "model" for key in proxies}
+        networks = open_networks(folders, run.config.merge.memory, run.config.compute)
+        model = fresh_model(run, {}).to(networks.device)
+        soup = Soup(networks, run.config.merge.level, list(model.state_dict()))
         if run.config.merge.level != "average":
-            _fit_merge(run, soup, flag)
-        replace_tensors(folder.path / "merged.safetensors", soup.combined())
+            _fit_merge(run, soup, model, flag)
+        merged = model.state_dict()
+        soup.combine(merged)
+        replace_tensors(folder.path / "merged.safetensors", {name: merged[name] for name in soup.names})
         alphas = dict(zip(soup.group_names, soup.alphas().tolist(), strict=True))
+        draw_weights(folder.path, proxies, alphas)
         folder.finish({"proxies": proxies, "alpha": alphas})
         remove_scaffold(folder.path)
     for group, weights in list(alphas.items())[:20]:
@@ -133,11 +137,10 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
         say(f"and of {len(alphas) - 20} more, in {folder.path / 'record.json'}")
 
 
-def _fit_merge(run: Run, soup: Soup, flag: StopFlag) -> None:
+def _fit_merge(run: Run, soup: Soup, model: TimeSformer, flag: StopFlag) -> None:
     clips, merge = run.table().split("train"), run.config.merge
     config = run.config.distill.train.model_copy(update={"epochs": merge.epochs})
     plan = make_plan(run, config, clips)
-    model = fresh_model(run, {PROJECTION: run.config.student.width}).to(plan.device)
     labels = torch.tensor([clip.label for clip in clips], device=plan.device)
     task = MergeTask(soup, model, labels, merge.lr)
     Loop(task, plan, run.merge_folder.path, flag).run(make_batches(run, config, clips))
