@@ -51,8 +51,8 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], x_label: str, y_lab
         path = " ".join(place(*point) for point in curve)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         if len(curve) == 1:
-            x, y = place(*curve[0]).split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+            across, up = place(*curve[0]).split(",")
+            parts.append(f'<circle cx="{across}" cy="{up}" r="3" fill="{colour}"/>')
         parts.append(_text(right + 10, _TOP + 12 + _ROW * number, name, fill=colour))
     return _chart(_WIDTH, height, parts)
 

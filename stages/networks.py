@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from ..errors import UniegoError, WeightsError
 from ..pipeline.config import ComputeConfig, MergeMemory
-from ..pipeline.progress import say, size_text
+from ..pipeline.progress import count, say, size_text
 from .compute import resolve_device
 from .encoder import CONFIG, WEIGHTS
 from .view import choose_place
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SMALL = 1 << 14  # bytes of a tensor that is not worth a read, nor a product of its own
 _OWN = "proj_layer"  # a projection belongs to one network alone
 
 
@@ -73,7 +73,7 @@ class WeightsFile:
     def read(self, name: str, out: Tensor) -> None:
         """Fill `out`, contiguous, on the CPU, of the tensor's shape and dtype."""
         at, size = self._spans[name]
-        view = memoryview(out.view(-1).view(torch.uint8).numpy())
+        view = out.view(-1).view(torch.uint8).numpy().data
         with self.path.open("rb", buffering=0) as stream:
             done = 0
             while done < size:
@@ -87,23 +87,56 @@ def _offsets(header: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (int(tensor["data_offsets"][0]), int(tensor["data_offsets"][1])) for name, tensor in header.items()}
 
 
-class Networks(ABC):
+class Networks:
     """R networks that share tensors of the same names, shapes and dtypes (`specs`); `keys` are what they are called.
 
-    On a CPU sums over the networks are made in the same order wherever they lie: the results are equal bit for bit.
+    They lie stacked on the device ([R, …] per tensor), or in their files: then only what is small is stacked, and of
+    the rest one tensor of one network is in memory (and on the device) at a time. On a CPU sums over the networks are
+    made in the same order wherever they lie, so that results are equal bit for bit; on a GPU to rounding.
     """
 
-    def __init__(self, keys: Sequence[str], specs: Specs, device: torch.device) -> None:
-        self.keys, self.specs, self.device = tuple(keys), dict(specs), device
+    def __init__(
+        self,
+        keys: Sequence[str],
+        stacks: Mapping[str, Tensor],
+        device: torch.device,
+        sources: Sequence[WeightsFile] = (),
+    ) -> None:
+        """`sources`: the files of what is not in `stacks`."""
+        self.keys, self.device = tuple(keys), device
+        self._stacks, self._sources = dict(stacks), tuple(sources)
+        stacked = {name: Spec(tuple(s.shape[1:]), s.dtype) for name, s in stacks.items()}
+        self.specs = {**(_shared(sources[0].specs) if sources else {}), **stacked}
+        left = [spec.bytes for name, spec in self.specs.items() if name not in self._stacks]
+        self.streamed_bytes = max(left, default=0)  # of the largest tensor that is read when it is needed
+        self._buffer = torch.empty(self.streamed_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
-    @abstractmethod
-    def of(self, name: str) -> Iterator[Tensor]:
-        """The tensor of each network in turn, on the device; it holds until the next one is asked for."""
+    @classmethod
+    def of_states(
+        cls, states: Sequence[Mapping[str, Tensor]], device: torch.device, keys: Sequence[str] = ()
+    ) -> Networks:
+        """Stacked networks out of memory. Raises `WeightsError` for unlike ones."""
+        keys = keys or [f"network {r}" for r in range(len(states))]
+        specs = [specs_of(state) for state in states]
+        check_alike(keys, specs)
+        return cls(keys, {n: torch.stack([s[n].to(device) for s in states]) for n in specs[0]}, device)
+
+    @classmethod
+    def of_files(
+        cls, keys: Sequence[str], sources: Sequence[WeightsFile], device: torch.device, *, stacked: bool
+    ) -> Networks:
+        """Networks out of files, whose headers agree: `stacked` on the device, or left there."""
+        specs = _shared(sources[0].specs)
+        wanted = [name for name, spec in specs.items() if stacked or spec.bytes <= _SMALL]
+        return cls(keys, {name: _stack(sources, name, device) for name in wanted}, device, () if stacked else sources)
 
     def blend(self, name: str, shares: Tensor, out: Tensor) -> None:
         """out = sum over r of shares[r] times the r-th network's tensor; shares [R] on the device."""
         shares = shares.to(out.dtype)
-        for r, tensor in enumerate(self.of(name)):
+        if self._at_once(name):
+            torch.mv(self._stacks[name].flatten(1).t(), shares, out=out.view(-1))
+            return
+        for r, tensor in enumerate(self._each(name)):
             if r == 0:
                 torch.mul(tensor, shares[r], out=out)
             else:
@@ -111,56 +144,20 @@ class Networks(ABC):
 
     def inner(self, name: str, gradient: Tensor) -> Tensor:
         """Inner products of each network's tensor with a gradient of its shape, [R]."""
-        return torch.stack([(tensor * gradient).sum() for tensor in self.of(name)])
-
-
-class Resident(Networks):
-    """All networks on the device, tensor by tensor stacked to [R, …]. On a GPU one product takes all R at once."""
-
-    def __init__(self, keys: Sequence[str], stacks: Mapping[str, Tensor], device: torch.device) -> None:
-        super().__init__(keys, {name: Spec(tuple(s.shape[1:]), s.dtype) for name, s in stacks.items()}, device)
-        self._stacks = dict(stacks)
-        self.at_once = device.type == "cuda"
-
-    @classmethod
-    def of_states(
-        cls, states: Sequence[Mapping[str, Tensor]], device: torch.device, keys: Sequence[str] = ()
-    ) -> Resident:
-        """Networks in memory. Raises `WeightsError` for unlike ones."""
-        keys = keys or [f"network {r}" for r in range(len(states))]
-        specs = [specs_of(state) for state in states]
-        check_alike(keys, specs)
-        return cls(keys, {n: torch.stack([s[n].to(device) for s in states]) for n in specs[0]}, device)
-
-    def of(self, name: str) -> Iterator[Tensor]:
-        """Views of the stack."""
-        return iter(self._stacks[name].unbind(0))
-
-    def blend(self, name: str, shares: Tensor, out: Tensor) -> None:
-        """See `Networks.blend`."""
-        if self.at_once:
-            torch.mv(self._stacks[name].flatten(1).t(), shares.to(out.dtype), out=out.view(-1))
-        else:
-            super().blend(name, shares, out)
-
-    def inner(self, name: str, gradient: Tensor) -> Tensor:
-        """See `Networks.inner`."""
-        if self.at_once:
+        if self._at_once(name):
             return torch.mv(self._stacks[name].flatten(1), gradient.flatten())
-        return super().inner(name, gradient)
+        return torch.stack([(tensor * gradient).sum() for tensor in self._each(name)])
 
+    def _at_once(self, name: str) -> bool:
+        """Whether one product takes all networks: for what is small, and on a GPU for all that is stacked."""
+        large = self.device.type == "cpu" and self.specs[name].bytes > _SMALL
+        return name in self._stacks and len(self.keys) > 1 and not large
 
-class Streamed(Networks):
-    """Networks that stay in their files: one tensor of one of them is in memory (and on the device) at a time."""
-
-    def __init__(self, keys: Sequence[str], sources: Sequence[WeightsFile], device: torch.device) -> None:
-        super().__init__(keys, _shared(sources[0].specs), device)
-        self._sources = sources
-        size = max(spec.bytes for spec in self.specs.values())
-        self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-
-    def of(self, name: str) -> Iterator[Tensor]:
-        """The one buffer, filled anew for each network."""
+    def _each(self, name: str) -> Iterator[Tensor]:
+        """The tensor of each network in turn, on the device; it holds until the next one is asked for."""
+        if name in self._stacks:
+            yield from self._stacks[name].unbind(0)
+            return
         spec = self.specs[name]
         tensor = self._buffer[: spec.bytes].view(spec.dtype).view(spec.shape)
         for source in self._sources:
@@ -171,29 +168,27 @@ class Streamed(Networks):
 def open_networks(folders: Mapping[str, Path], memory: MergeMemory, compute: ComputeConfig) -> Networks:
     """Trained networks, by key the folder of each, where `memory` (see `MergeConfig`) puts them; says where.
 
-    They are compared by their headers before any weight is read. Raises `WeightsError` naming the first differences.
+    They are compared by their headers before any weight is read. Raises `WeightsError` naming the first differences,
+    `UniegoError` when a GPU has no room for what it is to hold.
     """
     keys, device = list(folders), resolve_device(compute)
     sources = [WeightsFile(folder / WEIGHTS) for folder in folders.values()]
     natures = [_nature(folder) for folder in folders.values()]
     advice = "train them under the same settings and classes, `uniego train-proxies --teacher KEY --overwrite`"
     check_alike(keys, [_shared(source.specs) for source in sources], natures, advice)
-    size = len(keys) * sum(spec.bytes for spec in _shared(sources[0].specs).values())
-    fits = choose_place(size, compute)[0] == ("device" if device.type == "cuda" else "memory")
-    if memory == "host" or (memory == "auto" and not fits):
-        streamed = Streamed(keys, sources, device)
-        largest = max(spec.bytes for spec in streamed.specs.values())
-        say(
-            f"merge: {len(keys)} x {size_text(size / len(keys))}, read from their files, {size_text(largest)} at a time"
-        )
-        return streamed
-    say(f"merge: {len(keys)} x {size_text(size / len(keys))}, stacked on {device}")
+    size = sum(spec.bytes for spec in _shared(sources[0].specs).values())
+    place, _ = choose_place(len(keys) * size, compute)
+    stacked = memory == "device" or (memory == "auto" and place == ("device" if device.type == "cuda" else "memory"))
     try:
-        return Resident(keys, {name: _stack(sources, name, device) for name in _shared(sources[0].specs)}, device)
+        found = Networks.of_files(keys, sources, device, stacked=stacked)
     except torch.OutOfMemoryError as error:
-        raise UniegoError(
-            f"the {len(keys)} proxies ({size_text(size)}) do not fit on {device}: set merge.memory: host"
-        ) from error
+        total = size_text(len(keys) * size)
+        raise UniegoError(f"{total} of proxies do not fit on {device}: set merge.memory: host") from error
+    where = f"stacked on {device}"
+    if not stacked:
+        where = f"read from their files, at most {size_text(found.streamed_bytes)} at a time"
+    say(f"merge: {count(len(keys), 'network')} of {size_text(size)}, {where}")
+    return found
 
 
 def _shared(specs: Specs) -> dict[str, Spec]:

@@ -16,7 +16,7 @@ from uniego.pipeline.config import ComputeConfig, MergeMemory
 from uniego.stages.batches import Batch
 from uniego.stages.merge import MergeTask, Soup
 from uniego.stages.merge_weights import draw_weights
-from uniego.stages.networks import Resident, Streamed, WeightsFile, open_networks
+from uniego.stages.networks import Networks, WeightsFile, open_networks
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = load_file(DATA / "merge.safetensors")
@@ -49,24 +49,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.fixture(params=["device", "at once", "host"])
+@pytest.fixture(params=["device", "host"])
 def soup(request: pytest.FixtureRequest, files: list[Path]) -> Callable[..., Soup]:
-    """`soup(level, weights=None)` of the golden networks, wherever they may lie ("at once": as on a GPU)."""
+    """`soup(level, weights=None)` of the golden networks, stacked or in their files."""
 
     def make(level: str, weights: Tensor | None = None) -> Soup:
         order = [key.removeprefix("model.") for key in META["levels"][level]["merge_keys"]]
-        networks: Streamed | Resident
-        if request.param == "host":
-            networks = Streamed(("a", "b", "c"), [WeightsFile(path) for path in files], CPU)
-        else:
-            networks = Resident.of_states(states(), CPU)
-            networks.at_once = request.param == "at once"
-        made = Soup(networks, level, order=order)
+        made = Soup(networks(files, stacked=request.param == "device"), level, order=order)
         if weights is not None:
             made.weights.copy_(weights.view_as(made.weights))
         return made
 
     return make
+
+
+def networks(files: list[Path], *, stacked: bool) -> Networks:
+    return Networks.of_files(("a", "b", "c"), [WeightsFile(path) for path in files], CPU, stacked=stacked)
 
 
 def combined(soup: Soup) -> dict[str, Tensor]:
@@ -135,9 +133,9 @@ def test_six_adam_steps(level: str, soup: Callable[..., Soup]) -> None:
 @pytest.mark.parametrize("level", [*LEARNED, "average"])
 def test_both_places_give_the_same_bits(level: str, files: list[Path]) -> None:
     """Merged parameters and gradients of the weights, tensors of odd sizes included."""
-    stacked = Soup(Resident.of_states(states(), CPU), level)
-    streamed = Soup(Streamed(("a", "b", "c"), [WeightsFile(path) for path in files], CPU), level)
-    assert stacked.names == streamed.names
+    stacked, streamed = (Soup(networks(files, stacked=stacked), level) for stacked in (True, False))
+    assert sorted(stacked.names) == sorted(streamed.names)
+    assert (stacked.networks.streamed_bytes, streamed.networks.streamed_bytes) == (0, 192 * 48 * 4)
     weights = torch.randn(stacked.weights.shape, generator=torch.Generator().manual_seed(1))
     for made in (stacked, streamed):
         made.weights.copy_(weights)
@@ -146,12 +144,27 @@ def test_both_places_give_the_same_bits(level: str, files: list[Path]) -> None:
     assert torch.equal(stacked.weight_gradient(one), streamed.weight_gradient(one))
 
 
+def test_one_product_of_all_as_on_a_gpu(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Soup(networks(files, stacked=True), "layer")
+    made.weights.normal_(generator=torch.Generator().manual_seed(1))
+    one = combined(made)
+    gradient = made.weight_gradient(one)
+    monkeypatch.setattr("uniego.stages.networks._SMALL", 1 << 30)
+    other = combined(made)
+    assert any(not torch.equal(one[name], other[name]) for name in one), "another order of sums"
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])
+    torch.testing.assert_close(gradient, made.weight_gradient(one), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("memory", ["auto", "device", "host"])
 def test_one_network_is_the_identity(memory: MergeMemory, tmp_path: Path) -> None:
-    made = Soup(open_networks(folders(tmp_path, 1), memory, ComputeConfig(device="cpu")), "model")
+    found, state = folders(tmp_path, 1), states()[0]
+    state["norm.bias"][0] = state["head.weight"][0, 0] = -0.0
+    save_file(state, found["proxy0"] / "model.safetensors")
+    made = Soup(open_networks(found, memory, ComputeConfig(device="cpu")), "model")
     made.weights.fill_(3.7)
-    state = states()[0]
-    assert all(torch.equal(merged, state[name]) for name, merged in combined(made).items())
+    assert all(merged.numpy().tobytes() == state[name].numpy().tobytes() for name, merged in combined(made).items())
 
 
 def folders(path: Path, count: int, **changes: object) -> dict[str, Path]:
@@ -170,17 +183,16 @@ def folders(path: Path, count: int, **changes: object) -> dict[str, Path]:
 def test_where_the_proxies_lie_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = folders(tmp_path, 3)
     small = ComputeConfig(device="cpu", memory_gb=1e-6)
-    choices: list[tuple[MergeMemory, ComputeConfig, type]] = [
-        ("auto", ComputeConfig(device="cpu"), Resident),
-        ("auto", small, Streamed),
-        ("device", small, Resident),
-        ("host", ComputeConfig(device="cpu"), Streamed),
+    choices: list[tuple[MergeMemory, ComputeConfig, bool]] = [
+        ("auto", ComputeConfig(device="cpu"), True),
+        ("auto", small, False),
+        ("device", small, True),
+        ("host", ComputeConfig(device="cpu"), False),
     ]
-    for memory, compute, kind in choices:
-        assert type(open_networks(found, memory, compute)) is kind
-        said = capsys.readouterr().err
-        assert ("stacked on cpu" in said) == (kind is Resident)
-        assert ("read from their files, 36.9 kB at a time" in said) == (kind is Streamed)
+    for memory, compute, stacked in choices:
+        assert (open_networks(found, memory, compute).streamed_bytes == 0) == stacked
+        where = "stacked on cpu" if stacked else "read from their files, at most 36.9 kB at a time"
+        assert f"merge: 3 networks of 524.6 kB, {where}" in capsys.readouterr().err
 
 
 def test_proxies_of_other_classes_or_sizes_are_refused_by_their_headers(tmp_path: Path) -> None:
@@ -238,7 +250,7 @@ def test_weights_sum_to_one_at_every_level(soup: Callable[..., Soup]) -> None:
 
 def test_shares_count_groups_by_their_size() -> None:
     states = [{"a.weight": torch.zeros(3), "b.weight": torch.zeros(1)} for _ in range(2)]
-    made = Soup(Resident.of_states(states, CPU), "layer")
+    made = Soup(Networks.of_states(states, CPU), "layer")
     made.weights.copy_(torch.tensor([[0.0, 100.0], [100.0, 0.0]]))
     torch.testing.assert_close(made.shares(), torch.tensor([0.25, 0.75]))
 
@@ -247,10 +259,10 @@ def test_unlike_networks_are_refused_with_the_first_differences(soup: Callable[.
     one, two, _ = states()
     two["head.weight"] = torch.zeros(9, 48)
     with pytest.raises(WeightsError, match=r"head\.weight.*\(7, 48\).*\(9, 48\)"):
-        Resident.of_states([one, two], CPU)
+        Networks.of_states([one, two], CPU)
     del two["head.weight"]
     with pytest.raises(WeightsError, match=r"head\.weight.*absent"):
-        Resident.of_states([one, two], CPU)
+        Networks.of_states([one, two], CPU)
     bigger = TimeSformer(image_size=32, patch_size=8, num_frames=4, width=48, depth=4, heads=4, num_classes=7)
     with pytest.raises(WeightsError, match=r"blocks\.3"):
         MergeTask(soup("model"), bigger, GOLDEN["labels"], lr=0.01)
