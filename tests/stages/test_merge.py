@@ -154,7 +154,8 @@ def test_one_product_of_all_as_on_a_gpu(files: list[Path], monkeypatch: pytest.M
     assert any(not torch.equal(one[name], other[name]) for name in one), "another order of sums"
     for name in one:
         torch.testing.assert_close(one[name], other[name])
-    torch.testing.assert_close(gradient, made.weight_gradient(one), rtol=1e-4, atol=1e-6)
+    largest = gradient.abs().max().item()
+    torch.testing.assert_close(gradient, made.weight_gradient(one), rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("memory", ["auto", "device", "host"])
