@@ -15,7 +15,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_cache, cli_clips, cli_data, cli_extract, cli_pose, cli_submit, cli_teachers, cli_verify
+from . import (
+    __version__,
+    cli_analyze,
+    cli_cache,
+    cli_clips,
+    cli_data,
+    cli_extract,
+    cli_pose,
+    cli_submit,
+    cli_teachers,
+    cli_verify,
+)
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
 from .cli_extract import OverwriteOption, StrictOption, TeacherOption
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
@@ -95,6 +106,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(cli_analyze.app, name="analyze")
 app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_teachers.app, name="teachers")
@@ -125,6 +137,7 @@ STAGES = {
     "train-proxies",
     "distill",
     "evaluate",
+    "analyze",
     "demo",
 }
 

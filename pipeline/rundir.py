@@ -10,6 +10,7 @@ RUN/proxies/<teacher>/        stage 2
 RUN/distill/merge/, student/  stage 3
 RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
 RUN/evaluate/                 results
+RUN/analyze/                  analyses, and what they had to compute: tokens of a student
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ class Run:
     def evaluation_folder(self, model: str) -> TaskFolder:
         """The evaluation of "student", "ego-only" or "proxy:<teacher>"."""
         return TaskFolder(self.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
+
+    def analysis_folder(self, name: str) -> TaskFolder:
+        """An analysis of finished work, or a part of one."""
+        return TaskFolder(self.root / "analyze" / name, f"the analysis {name}")
 
     def teacher_folder(self, teacher: str) -> TaskFolder:
         """The training of a teacher on this run's clips."""

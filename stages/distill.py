@@ -6,6 +6,7 @@ The student sees the ego video; what the proxies say about each train clip comes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -214,7 +215,7 @@ def _train(run: Run, proxies: list[str], flag: StopFlag) -> None:
     views = [teacher_view(key, config.teachers[key]) for key in proxies]
     base = Supervised(model, clips, config.seed, resolve_device(config.compute), make_validator(run, flag))
     task = StudentTask(config.distill.train, config.distill.spd(views), base, bank)
-    plan = make_plan(run, config.distill.train, clips)
+    plan = replace(make_plan(run, config.distill.train, clips), snapshots=config.distill.snapshots)
     stream = make_batches(run, config.distill.train, clips)
     train_to_folder(run, folder.path, task, model, plan, stream, flag)
 

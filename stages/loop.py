@@ -21,7 +21,7 @@ from ..errors import UniegoError
 from ..pipeline.config import CheckpointConfig
 from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.signals import StopFlag
-from . import utilisation
+from . import ranks, snapshots, utilisation
 from .batches import Batch
 from .checkpoints import Checkpoints, replace_tensors
 from .steplog import StepLog
@@ -79,6 +79,7 @@ class Plan:
     device: torch.device
     precision: str = "fp32"
     log_every: int = 10
+    snapshots: int = 0  # of the task's tensors that are kept on the way, besides that of the start
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:
@@ -127,6 +128,9 @@ class Loop:
         self._saved_at = time.monotonic()
         plan, resumed = self.plan, self.position.total(self.plan)
         self._saved_total = resumed if resumed else None
+        if ranks.rank() == 0:
+            snapshots.forget_after(self.folder, resumed)
+        self._keep_snapshot()
         say(
             f"{self.task.title}: {count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')} of "
             f"{plan.batch} clips, on {plan.device} in {plan.precision}; {count(plan.steps - resumed, 'step')} left"
@@ -157,6 +161,7 @@ class Loop:
             while self.position.step < self.plan.steps_per_epoch:
                 self._step(stream)
                 self.position.step += 1
+                self._keep_snapshot()
                 meter.advance(self.plan.batch, self._log.note)
                 self._save_if_due()
             self._end_epoch()
@@ -196,6 +201,12 @@ class Loop:
         share = len(batch.rows) / (len(batch.rows) + len(batch.failures))  # clips count alike, whatever fails
         self._scaler.scale(terms["loss"] * (share / self.plan.accumulate)).backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
+
+    def _keep_snapshot(self) -> None:
+        """Before the checkpoint of the same step: whatever is continued from has its snapshots."""
+        done = self.position.total(self.plan)
+        if snapshots.is_due(done, self.plan.steps, self.plan.snapshots) and ranks.rank() == 0:
+            snapshots.keep(self.folder, done, self.task.tensors())
 
     def _end_epoch(self) -> None:
         """Save, validate, go on to the next epoch."""

@@ -9,7 +9,6 @@ network sees the video and the proxies' parameters are only combined and multipl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,7 +37,7 @@ class Soup:
         self.weights = torch.zeros(len(self.group_names), len(networks.keys), device=networks.device)  # [G,R], w
         sizes = torch.zeros(len(self.group_names))
         for name in self.names:
-            sizes[self.groups[name]] += math.prod(networks.specs[name].shape)
+            sizes[self.groups[name]] += networks.specs[name].values
         self._sizes = (sizes / sizes.sum()).to(networks.device)  # [G], share of the parameters
 
     def alphas(self) -> Tensor:

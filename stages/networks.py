@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,10 @@ from .encoder import CONFIG, WEIGHTS
 from .view import choose_place
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SMALL = 1 << 14  # bytes of a tensor that is not worth a read, nor a product of its own
+_SMALL = 1 << 14  # bytes of a tensor that is not worth reading again and again
+_ALONE = 1 << 15  # values up to which torch leaves an operation on a CPU to one thread: more threads only wait here
+_READS = 16  # blocks that are read at a time
+_GPU_READ = 1 << 18  # values of each network that are read at a time, for a GPU
 _OWN = "proj_layer"  # a projection belongs to one network alone
 
 
@@ -31,9 +35,14 @@ class Spec(NamedTuple):
     dtype: torch.dtype
 
     @property
+    def values(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        """What they take."""
+        return self.values * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{self.shape} {str(self.dtype).removeprefix('torch.')}"
@@ -56,10 +65,11 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            text = stream.read(length) if length <= size else b""
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        size = os.fstat(self._file).st_size
+        length = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        text = os.pread(self._file, length, 8) if length <= size else b""
         try:
             header: dict[str, Any] = json.loads(text)
             header.pop("__metadata__", None)
@@ -70,17 +80,16 @@ class WeightsFile:
         if any(at + long > size or long != self.specs[name].bytes for name, (at, long) in self._spans.items()):
             raise WeightsError(f"{path} is damaged: it has {size} bytes, its header names more; make it again")
 
-    def read(self, name: str, out: Tensor) -> None:
-        """Fill `out`, contiguous, on the CPU, of the tensor's shape and dtype."""
-        at, size = self._spans[name]
+    def read(self, name: str, out: Tensor, first: int = 0) -> None:
+        """Fill `out`, contiguous, on the CPU, of the tensor's dtype, with values in their order from the `first` on."""
+        at = self._spans[name][0] + first * out.itemsize
         view = out.view(-1).view(torch.uint8).numpy().data
-        with self.path.open("rb", buffering=0) as stream:
-            done = 0
-            while done < size:
-                got = os.preadv(stream.fileno(), [view[done:]], at + done)
-                if got == 0:
-                    raise WeightsError(f"{self.path} became shorter while it was read; make it again")
-                done += got
+        done = 0
+        while done < len(view):
+            got = os.preadv(self._file, [view[done:]], at + done)
+            if got == 0:
+                raise WeightsError(f"{self.path} became shorter while it was read; make it again")
+            done += got
 
 
 def _offsets(header: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -90,9 +99,9 @@ def _offsets(header: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 class Networks:
     """R networks that share tensors of the same names, shapes and dtypes (`specs`); `keys` are what they are called.
 
-    They lie stacked on the device ([R, …] per tensor), or in their files: then only what is small is stacked, and of
-    the rest one tensor of one network is in memory (and on the device) at a time. On a CPU sums over the networks are
-    made in the same order wherever they lie, so that results are equal bit for bit; on a GPU to rounding.
+    They lie stacked on the device ([R, …] per tensor), or in their files: then only small tensors are stacked, and of
+    the others a block is read when it is needed. Sums over networks go block by block, so that a processor's cache
+    holds what they need; on a CPU they are equal bit for bit wherever the networks lie, on a GPU to rounding.
     """
 
     def __init__(
@@ -107,9 +116,11 @@ class Networks:
         self._stacks, self._sources = dict(stacks), tuple(sources)
         stacked = {name: Spec(tuple(s.shape[1:]), s.dtype) for name, s in stacks.items()}
         self.specs = {**(_shared(sources[0].specs) if sources else {}), **stacked}
-        left = [spec.bytes for name, spec in self.specs.items() if name not in self._stacks]
-        self.streamed_bytes = max(left, default=0)  # of the largest tensor that is read when it is needed
-        self._buffer = torch.empty(self.streamed_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+    @property
+    def stacked(self) -> bool:
+        """Whether all of them lie on the device."""
+        return not self._sources
 
     @classmethod
     def of_states(
@@ -131,38 +142,42 @@ class Networks:
         return cls(keys, {name: _stack(sources, name, device) for name in wanted}, device, () if stacked else sources)
 
     def blend(self, name: str, shares: Tensor, out: Tensor) -> None:
-        """out = sum over r of shares[r] times the r-th network's tensor; shares [R] on the device."""
-        shares = shares.to(out.dtype)
-        if self._at_once(name):
-            torch.mv(self._stacks[name].flatten(1).t(), shares, out=out.view(-1))
-            return
-        for r, tensor in enumerate(self._each(name)):
-            if r == 0:
-                torch.mul(tensor, shares[r], out=out)
+        """out = sum over r of shares[r] times the r-th network's tensor; shares [R] on the device, out contiguous."""
+        flat, shares = out.view(-1), shares.to(out.dtype).unsqueeze(1)
+        for first, block in self._blocks(name):
+            part = flat[first : first + block.shape[1]]
+            if len(self.keys) == 1:
+                part.copy_(block[0])  # a sum would lose the sign of a zero
             else:
-                out.addcmul_(tensor, shares[r])
+                torch.sum(block * shares, 0, out=part)
 
     def inner(self, name: str, gradient: Tensor) -> Tensor:
-        """Inner products of each network's tensor with a gradient of its shape, [R]."""
-        if self._at_once(name):
-            return torch.mv(self._stacks[name].flatten(1), gradient.flatten())
-        return torch.stack([(tensor * gradient).sum() for tensor in self._each(name)])
+        """Inner products of each network's tensor with a gradient of its shape and dtype, [R]."""
+        flat = gradient.reshape(-1)
+        parts = [(block * flat[first : first + block.shape[1]]).sum(1) for first, block in self._blocks(name)]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
-    def _at_once(self, name: str) -> bool:
-        """Whether one product takes all networks: for what is small, and on a GPU for all that is stacked."""
-        large = self.device.type == "cpu" and self.specs[name].bytes > _SMALL
-        return name in self._stacks and len(self.keys) > 1 and not large
+    def _blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """The networks' tensor in blocks [R, n] of its values row by row, each with the place of its first value; a
+        block holds until the next one is asked for."""
+        on_cpu, values = self.device.type == "cpu", self.specs[name].values
+        long = max(1, _ALONE // len(self.keys)) if on_cpu else values
+        for start, read in self._reads(name, _READS * long if on_cpu else _GPU_READ):
+            for first in range(0, read.shape[1], long):
+                yield start + first, read[:, first : first + long]
 
-    def _each(self, name: str) -> Iterator[Tensor]:
-        """The tensor of each network in turn, on the device; it holds until the next one is asked for."""
+    def _reads(self, name: str, long: int) -> Iterator[tuple[int, Tensor]]:
+        """As `_blocks`: the stack as it lies, or `long` values of each file at a time."""
         if name in self._stacks:
-            yield from self._stacks[name].unbind(0)
+            yield 0, self._stacks[name].flatten(1)
             return
         spec = self.specs[name]
-        tensor = self._buffer[: spec.bytes].view(spec.dtype).view(spec.shape)
-        for source in self._sources:
-            source.read(name, tensor)
-            yield tensor.to(self.device)
+        buffer = torch.empty(len(self.keys), long, dtype=spec.dtype, pin_memory=self.device.type == "cuda")
+        for first in range(0, spec.values, long):
+            part = buffer[:, : spec.values - first]
+            for source, row in zip(self._sources, part.unbind(0), strict=True):
+                source.read(name, row, first)
+            yield first, part.to(self.device)
 
 
 def open_networks(folders: Mapping[str, Path], memory: MergeMemory, compute: ComputeConfig) -> Networks:
@@ -184,9 +199,7 @@ def open_networks(folders: Mapping[str, Path], memory: MergeMemory, compute: Com
     except torch.OutOfMemoryError as error:
         total = size_text(len(keys) * size)
         raise UniegoError(f"{total} of proxies do not fit on {device}: set merge.memory: host") from error
-    where = f"stacked on {device}"
-    if not stacked:
-        where = f"read from their files, at most {size_text(found.streamed_bytes)} at a time"
+    where = f"stacked on {device}" if stacked else "read from their files as they are needed"
     say(f"merge: {count(len(keys), 'network')} of {size_text(size)}, {where}")
     return found
 

@@ -135,7 +135,7 @@ def test_both_places_give_the_same_bits(level: str, files: list[Path]) -> None:
     """Merged parameters and gradients of the weights, tensors of odd sizes included."""
     stacked, streamed = (Soup(networks(files, stacked=stacked), level) for stacked in (True, False))
     assert sorted(stacked.names) == sorted(streamed.names)
-    assert (stacked.networks.streamed_bytes, streamed.networks.streamed_bytes) == (0, 192 * 48 * 4)
+    assert (stacked.networks.stacked, streamed.networks.stacked) == (True, False)
     weights = torch.randn(stacked.weights.shape, generator=torch.Generator().manual_seed(1))
     for made in (stacked, streamed):
         made.weights.copy_(weights)
@@ -144,17 +144,22 @@ def test_both_places_give_the_same_bits(level: str, files: list[Path]) -> None:
     assert torch.equal(stacked.weight_gradient(one), streamed.weight_gradient(one))
 
 
-def test_one_product_of_all_as_on_a_gpu(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Soup(networks(files, stacked=True), "layer")
-    made.weights.normal_(generator=torch.Generator().manual_seed(1))
-    one = combined(made)
-    inner = {name: made.networks.inner(name, one[name]) for name in one}
-    monkeypatch.setattr("uniego.stages.networks._SMALL", 1 << 30)
-    other = combined(made)
-    assert any(not torch.equal(one[name], other[name]) for name in one), "another order of sums"
-    for name in one:
-        torch.testing.assert_close(one[name], other[name])
-        torch.testing.assert_close(inner[name], made.networks.inner(name, one[name]), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("block", [1000, 1 << 14, 1 << 20])
+def test_blocks_change_no_result(block: int, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged parameters to the bit, inner products to rounding, wherever the networks lie."""
+    name, shares = "blocks.1.mlp.fc1.weight", torch.tensor([0.2, 0.5, 0.3])
+    whole = torch.stack([state[name].double() for state in states()])
+    wanted = networks(files, stacked=True)
+    one, other = torch.empty(192, 48), torch.empty(192, 48)
+    wanted.blend(name, shares, one)
+    torch.testing.assert_close(one.double(), torch.tensordot(shares.double(), whole, 1))
+    monkeypatch.setattr("uniego.stages.networks._ALONE", block)
+    for stacked in (True, False):
+        found = networks(files, stacked=stacked)
+        found.blend(name, shares, other)
+        assert torch.equal(one, other)
+        inner = (whole * one.double()).sum((1, 2))
+        torch.testing.assert_close(found.inner(name, one).double(), inner, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("memory", ["auto", "device", "host"])
@@ -190,8 +195,8 @@ def test_where_the_proxies_lie_is_said(tmp_path: Path, capsys: pytest.CaptureFix
         ("host", ComputeConfig(device="cpu"), False),
     ]
     for memory, compute, stacked in choices:
-        assert (open_networks(found, memory, compute).streamed_bytes == 0) == stacked
-        where = "stacked on cpu" if stacked else "read from their files, at most 36.9 kB at a time"
+        assert open_networks(found, memory, compute).stacked == stacked
+        where = "stacked on cpu" if stacked else "read from their files as they are needed"
         assert f"merge: 3 networks of 524.6 kB, {where}" in capsys.readouterr().err
 
 

@@ -131,6 +131,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, clip_table: Path, trai
     raw["teachers"]["exo_skl"] |= {"weights": None, "architecture": {}, "allow_random": False}
     raw["data"]["holdout"] = 0.25
     raw["merge"]["epochs"] = 6
+    raw["distill"]["snapshots"] = 5
     raw["compute"]["workers"] = 0
     for train in (raw["train_teachers"]["skeleton"]["train"], raw["proxies"]["train"], raw["distill"]["train"]):
         train |= {"epochs": 6, "global_batch": 2, "micro_batch": 1}
