@@ -1,13 +1,13 @@
 """A step of the merge against a plain training step on the same clips, and the memory that R proxies take.
 
-    python benchmarks/merge.py --rounds 3 --vit-rounds 3
+    python benchmarks/merge.py --vit-rounds 3
 
 Times: forward and backward pass of one micro-batch, then what the step does with its gradients. plain: SGD with
 momentum; device: proxies stacked; host: read tensor by tensor from files; autograd: the network called on a weighted
 sum that autograd sees, as the released code does it. Rounds are interleaved, medians are given; `cpu_s` is processor
-time, which a busy machine disturbs less. Merged weights and gradients of `device` and `host` are compared first.
+time, which a busy machine disturbs less. Gradients of the three ways are compared first, on the tiny shape.
 
-Memory: the kernel's peak of a process of its own (VmHWM) that makes two steps, less what it had after its imports. The
+Memory: the kernel's peak of a process of its own (VmHWM) that makes a step, less what it had after its imports. The
 clip is one patch, so that weights and gradients count and activations do not. On a GPU times are between
 synchronisations, and memory is that of the device.
 """
@@ -138,29 +138,31 @@ def check_equal(folder: Path, shape: str) -> None:
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-3, atol=1e-6)
 
 
-def clip(shape: str, count: int, *, tiny: bool = False) -> Tensor:
-    """Clips of the shape's size, or of one patch."""
+def clip(shape: str, count: int, *, frames: int | None = None, tiny: bool = False) -> Tensor:
+    """Clips of the shape's size with so many frames (None: the shape's), or of one patch."""
     sizes = SHAPES[shape]
-    frames, side = (1, sizes["patch_size"]) if tiny else (sizes["num_frames"], sizes["image_size"])
+    frames, side = (1, sizes["patch_size"]) if tiny else (frames or sizes["num_frames"], sizes["image_size"])
     return torch.randn(count, 3, frames, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def measure(shape: str, folder: Path, clips: int, rounds: int, ways: list[str], device: torch.device) -> list[dict]:
+def measure(shape: str, folder: Path, video: Tensor, rounds: int, ways: list[str], device: torch.device) -> list[dict]:
     """A row per way: medians of interleaved rounds, ratios to the plain step."""
-    tasks = {way: make(way, shape, folder, clips, device) for way in ways}
-    batch = Batch.of(range(clips), clip(shape, clips)).to(device)
+    tasks = {way: make(way, shape, folder, len(video), device) for way in ways}
+    batch = Batch.of(range(len(video)), video).to(device)
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
+    for task in tasks.values():  # warms up what is made at the first step
+        step(task, Batch.of(range(1), clip(shape, 1, tiny=True)).to(device))
+    for _ in range(rounds):
         for way, task in tasks.items():
-            found = timed(lambda task=task: step(task, batch), device)
-            if turn:  # the first warms up
-                times[way].append(found)
+            times[way].append(timed(lambda task=task: step(task, batch), device))
+            print(shape, way, times[way][-1], file=sys.stderr, flush=True)
     medians = {way: [statistics.median(column) for column in zip(*found, strict=True)] for way, found in times.items()}
     return [
         {
             "shape": shape,
             "way": way,
-            "clips": clips,
+            "clips": len(video),
+            "frames": video.shape[2],
             "rounds": rounds,
             "seconds": round(medians[way][0], 4),
             "cpu_s": round(medians[way][1], 4),
@@ -175,8 +177,7 @@ def peak(way: str, shape: str, folder: Path, device: torch.device) -> None:
     """Print what two steps add to this process's peak, MB (inside a child)."""
     before = high_water()
     task = make(way, shape, folder, 1, device)
-    for _ in range(2):
-        step(task, Batch.of(range(1), clip(shape, 1, tiny=True)).to(device))
+    step(task, Batch.of(range(1), clip(shape, 1, tiny=True)).to(device))
     print(torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else high_water() - before)
 
 
@@ -202,8 +203,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21, help="of the tiny shape")
     parser.add_argument("--vit-rounds", type=int, default=3, help="of ViT-B; 0: only its memory")
     parser.add_argument("--vit-clips", type=int, default=1)
+    parser.add_argument("--vit-frames", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1, help="more only wait for each other on a busy machine")
     parser.add_argument("--child", nargs=3, metavar=("WAY", "SHAPE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
@@ -214,26 +216,31 @@ def main() -> None:
         return
     load, rows = round(os.getloadavg()[0], 1), []
     with tempfile.TemporaryDirectory() as scratch:
-        for shape, clips, rounds in (("tiny", 8, args.rounds), ("vit_b", args.vit_clips, args.vit_rounds)):
+        vit = clip("vit_b", args.vit_clips, frames=args.vit_frames)
+        for shape, video, rounds in (("tiny", clip("tiny", 8), args.rounds), ("vit_b", vit, args.vit_rounds)):
             folder = Path(scratch) / shape
             write_proxies(folder, shape, args.proxies)
-            check_equal(folder, shape)
+            if shape == "tiny":
+                check_equal(folder, shape)
             peaks = {}
             for way in WAYS:
                 command = [sys.executable, __file__, "--child", way, shape, str(folder), "--device", args.device]
+                command += ["--threads", str(args.threads)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 peaks[way] = round(float(done.stdout))
+                print(shape, way, f"{peaks[way]} MB", file=sys.stderr, flush=True)
             network_mb = round(sum(p.numel() for p in network(shape).parameters()) * 4 / 1e6, 1)
             found = [{"shape": shape, "way": way} for way in WAYS]
             if rounds:
-                times = {row["way"]: row for row in measure(shape, folder, clips, rounds, list(WAYS), device)}
-                found = [times[row["way"]] for row in found]
+                ways = [way for way in WAYS if shape == "tiny" or way != "autograd"]  # its nine copies once more
+                times = {row["way"]: row for row in measure(shape, folder, video, rounds, ways, device)}
+                found = [times.get(row["way"], row) for row in found]
             rows += [{**row, "network_mb": network_mb, "peak_mb": peaks[row["way"]]} for row in found]
     for row in rows:
         row |= {"proxies": args.proxies, "device": device_name(device), "date": today, "load_before": load}
     out = args.out or Path(__file__).parent / "results" / f"merge-{today}.csv"
     with out.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), restval="")
+        writer = csv.DictWriter(stream, list(rows[0]), restval="")  # the first row has every column
         writer.writeheader()
         writer.writerows(rows)
     print(out.read_text())

@@ -27,7 +27,9 @@ def draw_weights(folder: Path, proxies: Sequence[str], alphas: Mapping[str, Sequ
             ]
             for key in proxies
         }
-        parts.append(charts.lines("Weights of the merge over its training", curves, "step", "share of the parameters"))
+        highest = max((y for curve in curves.values() for _, y in curve), default=1.0)
+        title, label = "Weights of the merge over its training", "share of the parameters"
+        parts.append(charts.lines(title, curves, "step", label, top=min(1.0, 1.25 * highest)))
     groups = {group: dict(zip(proxies, shares, strict=True)) for group, shares in alphas.items()}
     parts.append(charts.bars("Weights in the end", groups))
     files.write_bytes(folder / PICTURE, charts.page(parts).encode())
