@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 
@@ -21,7 +22,7 @@ from ..pipeline.signals import StopFlag
 from .cka import Features, Similarity, compare_all
 from .compute import prepare
 from .encoder import WEIGHTS
-from .targets import open_index, open_teacher, row_keys, training_bank, training_targets
+from .targets import open_index, open_teacher, row_keys, training_targets
 from .tokens import outputs_store, train_tokens
 from .training import trained
 
@@ -66,7 +67,7 @@ def analyze_cka(run: Run) -> dict[str, Any]:
 def _cached_features(
     run: Run, teachers: Mapping[str, FeatureStore], outputs: Mapping[str, FeatureStore]
 ) -> dict[str, Features]:
-    """By "teacher KEY" and "proxy KEY", wherever there is room for them."""
+    """By "teacher KEY" (where there is room for them) and "proxy KEY" (in memory)."""
     clips = run.table().split("train")
     place, found = run.analysis_folder("cka").path / "views", {}
     for key, store in teachers.items():
@@ -74,9 +75,8 @@ def _cached_features(
         targets = training_targets(run, place / f"teacher-{key}", store, rows, run.config.student.num_frames)
         found[f"teacher {key}"] = Features(targets.values, targets.present)
     for key, store in outputs.items():
-        rows = store.index.rows(row_keys(run, clips))
-        bank = training_bank(run, place / f"proxy-{key}", [store], rows)
-        found[f"proxy {key}"] = Features(bank.tokens[:, 0], bank.present[:, 0])
+        values, there = store.load("tokens", store.index.rows(row_keys(run, clips)), np.float32)
+        found[f"proxy {key}"] = Features(torch.from_numpy(values), torch.from_numpy(there))
     return found
 
 

@@ -47,9 +47,10 @@ class Student:
 
 
 def students(run: Run) -> list[Student]:
-    """The finished ones of RUN/distill that learnt by SPD, or naively from all teachers at once."""
+    """The finished ones that learnt by SPD, or naively from all teachers at once (RUN/distill/variants/naive-…)."""
     found = [Student("student", "spd", run.student_folder.path)]
-    found += [Student(path.name, "naive", path) for path in sorted((run.root / "distill").glob("naive*"))]
+    variants = run.root / "distill" / "variants"
+    found += [Student(path.name, "naive", path) for path in sorted(variants.glob("naive-*"))]
     return [s for s in found if TaskFolder(s.folder, s.name).done and trained(s.folder)]
 
 
@@ -139,7 +140,7 @@ def _losses(run: Run, student: Student, projections: list[str], probe: Sequence[
     if student.method == "naive":
         frames = run.config.student.num_frames
         targets = {key: load_targets(open_teacher(run, index, key), rows, frames) for key in projections}
-        return projections, naive_losses(targets)
+        return projections, naive_losses(targets, run.config.proxies.feature_distance)
     keys = list(TaskFolder(student.folder, student.name).results["proxies"])
     bank = load_bank([outputs_store(run, key) for key in keys], rows)
     labels = torch.tensor([clip.label for clip in probe], device=device)

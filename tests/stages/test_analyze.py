@@ -159,7 +159,7 @@ def naive_student(run: Run) -> None:
     model = TimeSformer(
         shape.image_size, shape.patch_size, shape.num_frames, shape.width, shape.depth, shape.heads, 2, widths, seed=3
     )
-    folder = run.root / "distill" / "naive-merged"
+    folder = run.root / "distill" / "variants" / "naive-merged"
     reader = ClipReader.from_config(run.config)
     write_model(folder / "model", model, model.state_dict(), reader, evaluation_protocol(run), run.table().classes)
     (folder / "record.json").write_text(json.dumps({"state": "done", "fingerprint": {}, "results": {}}))
