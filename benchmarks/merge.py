@@ -97,13 +97,17 @@ def make(way: str, shape: str, folder: Path, clips: int, device: torch.device) -
         table = [Clip(str(i), "train", i % CLASSES, Path("x"), None, None, None, None, {}, {}) for i in range(clips)]
         return VideoTask("plain", TrainConfig(), Supervised(model, table, 0, device))
     if way == "autograd":
-        states = [load_file(path / WEIGHTS, device=str(device)) for path in sorted(folder.iterdir())]
-        states = [{name: t.clone() for name, t in state.items()} for state in states]  # a file's mapping is no copy
+        states = [load_copy(path / WEIGHTS, device) for path in sorted(folder.iterdir())]
         return AutogradTask(states, model, labels)
     sources = [WeightsFile(path / WEIGHTS) for path in sorted(folder.iterdir())]
     keys = [source.path.parent.name for source in sources]
     networks = Networks.of_files(keys, sources, device, stacked=way == "device")
     return MergeTask(Soup(networks, "model"), model, labels, lr=0.01)
+
+
+def load_copy(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a file, not mapped."""
+    return {name: tensor.clone() for name, tensor in load_file(path, device=str(device)).items()}
 
 
 def step(task: Task, batch: Batch) -> None:

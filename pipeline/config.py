@@ -327,7 +327,7 @@ class DistillConfig(SPDOptions):
     """Take K proxies from the exo ones and K from the ego ones instead of K from all."""
     snapshots: Annotated[int, Field(ge=0)] = 0
     """Weights kept over training for `uniego analyze conflicts`: at the start and after each of so many equal parts of
-    the steps, in the student's folder; 344 MB each for ViT-B/16. 0: none."""
+    the steps, in the student's folder; 486 MB each for ViT-B/16. 0: none."""
     train: TrainConfig = TrainConfig()
 
     def spd(self, views: Sequence[Literal["ego", "exo"]]) -> SPDConfig:
