@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from . import (
     __version__,
+    cli_analyze,
     cli_cache,
     cli_clips,
     cli_data,
@@ -115,6 +116,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration of a run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(cli_analyze.app, name="analyze")
 app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_encode.checkpoint_app, name="checkpoint")
 app.add_typer(cli_data.app, name="data")
@@ -146,6 +148,7 @@ STAGES = {
     "train-proxies",
     "distill",
     "evaluate",
+    "analyze",
     "encode",
     "demo",
 }

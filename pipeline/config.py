@@ -273,6 +273,9 @@ class ProxiesConfig(Section):
     train: TrainConfig = TrainConfig()
 
 
+MergeMemory = Literal["auto", "device", "host"]
+
+
 class MergeConfig(Section):
     """Stage 3, first part: the learned convex combination of the proxies."""
 
@@ -283,6 +286,9 @@ class MergeConfig(Section):
     """Passes over the train split."""
     lr: Annotated[float, Field(gt=0.0)] = 0.01
     """Adam's learning rate."""
+    memory: MergeMemory = "auto"
+    """Where the proxies lie meanwhile. device: all on it; host: in their files, read tensor by tensor, so that the
+    device holds one network; auto: on the device when they fit. On a CPU both give the same bytes."""
 
 
 class SPDOptions(Section):
@@ -334,6 +340,9 @@ class DistillConfig(SPDOptions):
     first. It costs a forward pass, about a third of a step; how much is logged."""
     by_view: bool = False
     """Take K proxies from the exo ones and K from the ego ones instead of K from all."""
+    snapshots: Annotated[int, Field(ge=0)] = 0
+    """Weights kept over training for `uniego analyze conflicts`: at the start and after each of so many equal parts of
+    the steps, in the student's folder; 486 MB each for ViT-B/16. 0: none."""
     train: TrainConfig = TrainConfig()
 
     @field_validator("init")

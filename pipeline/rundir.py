@@ -11,6 +11,7 @@ RUN/distill/merge/, student/  stage 3
 RUN/distill/variants/<name>/  students of other methods and starts, for comparison
 RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
 RUN/evaluate/                 results
+RUN/analyze/                  analyses, and what they had to compute: tokens of a student
 """
 
 from __future__ import annotations
@@ -126,6 +127,10 @@ class Run:
         """The evaluation of "student", a variant of it, "ego-only", "proxy:<teacher>", "teacher:<teacher>" or another
         encoder."""
         return TaskFolder(self.root / "evaluate" / model.replace(":", "-"), f"the evaluation of {model}")
+
+    def analysis_folder(self, name: str) -> TaskFolder:
+        """An analysis of finished work, or a part of one."""
+        return TaskFolder(self.root / "analyze" / name, f"the analysis {name}")
 
     def teacher_folder(self, teacher: str) -> TaskFolder:
         """The training of a teacher on this run's clips."""
@@ -378,7 +383,8 @@ class TaskFolder:
 
     def _kept_nothing(self, record: Mapping[str, Any]) -> bool:
         """Whether begun work has left nothing but its record and logs: then other settings may take its place."""
-        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "checkpoints", "view", "tensorboard"}
+        logs = {"record.json", "lock", "metrics.jsonl", "failures.jsonl", "tensorboard"}
+        logs |= {"checkpoints", "snapshots", "view"}
         left = {entry.name for entry in self.path.iterdir()}
         checkpoints = self.path / "checkpoints"
         return record["state"] != "done" and left <= logs and not any(checkpoints.glob("step-*"))

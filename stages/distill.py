@@ -6,12 +6,13 @@ starts (`distill.method`, `distill.init`) train students of their own beside it,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from ..errors import FingerprintMismatch, MissingInputError
+from ..models import TimeSformer
 from ..pipeline import files
 from ..pipeline.config import DistillConfig, SPDConfig
 from ..pipeline.progress import say
@@ -19,15 +20,16 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from . import ranks
 from .checkpoints import replace_tensors
-from .compute import prepare, resolve_device
+from .compute import prepare
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
+from .merge_weights import draw_weights
 from .methods import needed_proxies, needs_pool, student_task, student_title, taught_by_proxies
+from .networks import open_networks
 from .rows import RunRows, run_rows
 from .spd import SPDLoss, spd_loss
-from .student import PROJECTION
 from .targets import find_index, open_index, open_teacher, pool, targets_hash, warn_of_random
 from .teaching import read_teaching, teaching_summary
 from .train_proxies import has_outputs, proxy_fingerprint
@@ -125,17 +127,19 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
         if not needed:
             say("merge: finished before, nothing to do")
             return
-        device = resolve_device(run.config.compute)
-        states = [load_file(run.proxy_folder(key).path / "model" / WEIGHTS) for key in proxies]
-        order = list(fresh_model(run, {}).state_dict())
-        soup = Soup(states, run.config.merge.level, device, order)
-        del states
+        folders = {key: run.proxy_folder(key).path / "model" for key in proxies}
+        networks = open_networks(folders, run.config.merge.memory, run.config.compute)
+        model = fresh_model(run, {}).to(networks.device)
+        soup = Soup(networks, run.config.merge.level, list(model.state_dict()))
         if run.config.merge.level != "average":
-            _fit_merge(run, soup, flag)
+            _fit_merge(run, soup, model, flag)
         alphas = dict(zip(soup.group_names, soup.alphas().tolist(), strict=True))
 
         def finish() -> None:
-            replace_tensors(folder.path / "merged.safetensors", soup.combined())
+            merged = model.state_dict()
+            soup.combine(merged)
+            replace_tensors(folder.path / "merged.safetensors", {name: merged[name] for name in soup.names})
+            draw_weights(folder.path, proxies, alphas)
             folder.finish({"proxies": proxies, "alpha": alphas})
             remove_scaffold(folder.path)
 
@@ -147,11 +151,10 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
         say(f"and of {len(alphas) - 20} more, in {folder.path / 'record.json'}")
 
 
-def _fit_merge(run: Run, soup: Soup, flag: StopFlag) -> None:
+def _fit_merge(run: Run, soup: Soup, model: TimeSformer, flag: StopFlag) -> None:
     clips, merge = run.table().split("train"), run.config.merge
     config = run.config.distill.train.model_copy(update={"epochs": merge.epochs})
     plan = make_plan(run, config, clips)
-    model = fresh_model(run, {PROJECTION: run.config.student.width}).to(plan.device)
     labels = torch.tensor([clip.label for clip in clips], device=plan.device)
     task = MergeTask(soup, model, labels, merge.lr)
     Loop(task, plan, run.merge_folder.path, flag).run(make_batches(run, config, clips))
@@ -166,7 +169,8 @@ def _train_student(run: Run, teachers: list[str], rows: RunRows, flag: StopFlag,
             return
         if not ranks.from_first(lambda: trained(folder.path)):
             task, clips = student_task(run, teachers, flag), run.table().split("train")
-            plan, stream = make_plan(run, distill.train, clips), make_batches(run, distill.train, clips)
+            plan = replace(make_plan(run, distill.train, clips), snapshots=distill.snapshots)
+            stream = make_batches(run, distill.train, clips)
             train_to_folder(run, folder.path, task, task.model, plan, stream, flag)
 
         def finish() -> None:

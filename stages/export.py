@@ -34,7 +34,7 @@ def outputs_name(run: Run, teacher: str, weights: str) -> str:
 
     `weights` is the hash of the proxy's weights file.
     """
-    identity = files.hash_bytes(json.dumps(_fingerprint(run, weights), sort_keys=True).encode())
+    identity = files.hash_bytes(json.dumps(outputs_fingerprint(run, weights), sort_keys=True).encode())
     return f"proxy-{teacher}-{identity[:16]}"
 
 
@@ -46,7 +46,8 @@ def outputs_complete(run: Run, index: ClipIndex, name: str, rows: npt.NDArray[np
     return not FeatureStore.open(path, index).pending(rows)
 
 
-def _fingerprint(run: Run, weights: str) -> dict[str, Any]:
+def outputs_fingerprint(run: Run, weights: str) -> dict[str, Any]:
+    """What a network's outputs depend on besides the clips; `weights` is the hash of its file."""
     return {
         "weights": weights,
         "sampling": run.config.sampling.model_dump(),
@@ -80,7 +81,7 @@ def export_outputs(
         "protocol": SINGLE._asdict(),
         "made_with": made,
     }
-    fingerprint = _fingerprint(run, weights)
+    fingerprint = outputs_fingerprint(run, weights)
     store = FeatureStore.create(run.cache_root / name, index, arrays, fingerprint, attributes, maker=maker(made))
     compare_makers([store], made, strict=False)
     clips = run.table().split("train")

@@ -50,7 +50,8 @@ def settings_of(section: BaseModel) -> dict[str, Any]:
     """Settings of a stage without those that do not change what comes out."""
     settings = section.model_dump()
     for part in (settings, settings.get("train", {})):
-        part.pop("checkpoint", None)
+        for name in ("checkpoint", "memory", "snapshots"):
+            part.pop(name, None)
     return settings
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import Stopped
 from ..pipeline.progress import Meter, count, say, warn
 from ..pipeline.signals import StopFlag
-from . import ranks, utilisation
+from . import ranks, snapshots, utilisation
 from .batches import Batch, ClipFailure
 from .checkpoints import Checkpoints, replace_tensors, restore_optimizer
 from .compute import autocast
@@ -142,6 +142,9 @@ class Loop:
             )
         if plan.compile:
             self.task.compile(plan.batch // plan.accumulate, plan.precision)
+        if ranks.rank() == 0:
+            snapshots.forget_after(self.folder, resumed)
+        self._keep_snapshot()
         say(
             f"{self.task.title}: {count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')} of "
             f"{plan.batch} clips, on {plan.device} in {plan.precision}; {count(plan.steps - resumed, 'step')} left"
@@ -178,6 +181,7 @@ class Loop:
             while self.position.step < self.plan.steps_per_epoch:
                 self._step(stream)
                 self.position.step += 1
+                self._keep_snapshot()
                 meter.advance(self.plan.batch, self._log.note)
                 self._save_if_due()
             self._end_epoch()
@@ -253,6 +257,12 @@ class Loop:
         share = len(batch.rows) / (len(batch.rows) + len(batch.failures))  # clips count alike, whatever fails
         self._scaler.scale(terms["loss"] * (share / self.plan.accumulate)).backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
+
+    def _keep_snapshot(self) -> None:
+        """Before the checkpoint of the same step: whatever is continued from has its snapshots."""
+        done = self.position.total(self.plan)
+        if snapshots.is_due(done, self.plan.steps, self.plan.snapshots) and ranks.rank() == 0:
+            snapshots.keep(self.folder, done, self.task.tensors())
 
     def _end_epoch(self) -> None:
         """Save, validate, go on to the next epoch."""

@@ -4,7 +4,7 @@
 
 over every parameter the proxies share (head included, projections excluded). w starts at 0 and is fitted with
 Adam on the labels, the network in eval mode, the proxies frozen. Since dL/d alpha_r = <dL/d theta, theta_r>, one
-network sees the video and the proxies' parameters are only combined and multiplied.
+network sees the video and the proxies' parameters are only combined and multiplied, wherever they lie (`networks`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import WeightsError
 from ..models import TimeSformer
 from .batches import Batch
 from .compiling import compile_blocks
 from .loop import Task
+from .networks import Networks, check_alike, specs_of
 
 
 class Soup:
@@ -29,42 +29,42 @@ class Soup:
     "parameter" one per network and tensor, "average" none (1/R each).
     """
 
-    def __init__(
-        self,
-        states: Sequence[Mapping[str, Tensor]],
-        level: str,
-        device: torch.device | str = "cpu",
-        order: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, networks: Networks, level: str, order: Sequence[str] = ()) -> None:
         """`order` names parameters in the order that groups are to have; files do not keep the network's own."""
-        _check_alike(states)
         place = {name: i for i, name in enumerate(order)}
-        shared = [name for name in states[0] if not name.startswith("proj_layer")]
-        self.names = sorted(shared, key=lambda name: place.get(name, len(place)))
+        self.networks = networks
+        self.names = sorted(networks.specs, key=lambda name: place.get(name, len(place)))
         self.groups, self.group_names = merge_groups(self.names, level)
-        self.stacked = {n: torch.stack([state[n].to(device) for state in states]) for n in self.names}  # [R,...]
-        self.weights = torch.zeros(len(self.group_names), len(states), device=device)  # [G,R], w
+        self.weights = torch.zeros(len(self.group_names), len(networks.keys), device=networks.device)  # [G,R], w
+        sizes = torch.zeros(len(self.group_names))
+        for name in self.names:
+            sizes[self.groups[name]] += networks.specs[name].values
+        self._sizes = (sizes / sizes.sum()).to(networks.device)  # [G], share of the parameters
 
     def alphas(self) -> Tensor:
         """softmax(w) per group, float32 [G, R]; each row sums to 1."""
         return self.weights.softmax(dim=1)
 
+    def shares(self) -> Tensor:
+        """How much of all parameters comes from each network, float32 [R]: alphas, groups by their size."""
+        return self._sizes @ self.alphas()
+
     @torch.no_grad()
-    def combined(self) -> dict[str, Tensor]:
-        """The merged parameters."""
+    def combine(self, out: Mapping[str, Tensor]) -> None:
+        """Write the merged parameters into tensors of their names; others are left as they are."""
         alphas = self.alphas()
-        return {
-            name: torch.tensordot(alphas[self.groups[name]].to(stacked.dtype), stacked, dims=1)
-            for name, stacked in self.stacked.items()
-        }
+        for name in self.names:
+            self.networks.blend(name, alphas[self.groups[name]], out[name])
 
     @torch.no_grad()
     def weight_gradient(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """dL/dw [G, R] from dL/d theta: inner products with each network, then through the softmax."""
         inner = torch.zeros_like(self.weights)  # dL/d alpha
-        for name, stacked in self.stacked.items():
+        for name in self.names:
             if name in gradients:
-                inner[self.groups[name]] += stacked.flatten(1) @ gradients[name].to(stacked.dtype).flatten()
+                inner[self.groups[name]] += self.networks.inner(
+                    name, gradients[name].to(self.networks.specs[name].dtype)
+                )
         alphas = self.alphas()
         return alphas * (inner - (alphas * inner).sum(dim=1, keepdim=True))
 
@@ -87,19 +87,6 @@ def _group_name(name: str, level: str) -> str:
     return ".".join(parts[:-1]) if len(parts) > 1 else name
 
 
-def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:
-    """Raise `WeightsError` naming the first parameters in which the networks differ."""
-    first = {name: (tuple(t.shape), t.dtype) for name, t in states[0].items() if not name.startswith("proj_layer")}
-    for number, state in enumerate(states[1:], start=1):
-        other = {name: (tuple(t.shape), t.dtype) for name, t in state.items() if not name.startswith("proj_layer")}
-        different = [name for name in sorted({*first, *other}) if first.get(name) != other.get(name)]
-        if different:
-            shown = "; ".join(f"{n}: {first.get(n)} against {other.get(n)}" for n in different[:5])
-            raise WeightsError(
-                f"network {number} cannot be merged with network 0, {len(different)} parameters differ: {shown}"
-            )
-
-
 class MergeTask(Task):
     """Fitting the combination's weights on the labels."""
 
@@ -107,18 +94,23 @@ class MergeTask(Task):
         self.title = "merge"
         self.soup, self.labels, self._lr = soup, labels, lr
         self.model = model.eval()
-        _check_alike([dict(model.state_dict()), {name: s[0] for name, s in soup.stacked.items()}])
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in soup.stacked)
+        self._parameters = dict(model.named_parameters())
+        check_alike(["the student's network", "the proxies"], [specs_of(self._parameters), soup.networks.specs])
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in soup.networks.specs)
         self.optimizer = torch.optim.Adam([soup.weights], lr=lr)
         self._fill()
 
     def _fill(self) -> None:
-        self.model.load_state_dict(self.soup.combined(), strict=False)
+        self.soup.combine(self._parameters)
+        self._shares = {
+            f"alpha.{k}": a for k, a in zip(self.soup.networks.keys, self.soup.shares().unbind(), strict=True)
+        }
 
     def loss(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """Cross-entropy of the merged network."""
-        return {"loss": F.cross_entropy(self.model(batch.videos).logits.float(), self.labels[batch.indices])}
+        """Cross-entropy of the merged network; logged beside it how much of it comes from each proxy."""
+        loss = F.cross_entropy(self.model(batch.videos).logits.float(), self.labels[batch.indices])
+        return {"loss": loss, **self._shares}
 
     def compile(self, batch: int, precision: str) -> None:
         """Compile the network's blocks."""
@@ -130,8 +122,7 @@ class MergeTask(Task):
 
     def before_step(self) -> None:
         """Carry the network's gradient over to the weights."""
-        parameters = self.model.named_parameters()
-        gradients = {name: p.grad for name, p in parameters if p.grad is not None}
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         self.soup.weights.grad = self.soup.weight_gradient(gradients)
 
     def after_step(self) -> None:

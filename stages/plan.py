@@ -24,6 +24,7 @@ class Plan:
     compile: bool = False
     log_every: int = 10
     tensorboard: bool = False
+    snapshots: int = 0  # of the task's tensors that are kept on the way, besides that of the start
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:

@@ -1,0 +1,115 @@
+"""How alike two representations of the same clips are: debiased linear CKA, exact from sums over any batches.
+
+    CKA(X, Y) = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))        Kornblith et al., arXiv 1905.00414
+
+HSIC is the unbiased estimator of Song et al. (Feature selection via dependence maximization, JMLR 2012, eq. 4) for
+linear kernels K = X X', L = Y Y', whose diagonals are set to zero:
+
+    [ tr(K L) + sum(K) sum(L) / ((n-1)(n-2)) - 2 sum(K L) / (n-2) ] / (n (n-3))
+
+It is written with products of features instead of products of clips, so that nothing of size n x n is made, and it is
+not the mean of a batch's estimates (Nguyen et al., arXiv 2010.15327) but that of all clips at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..pipeline.files import hash_bytes
+
+LEAST_CLIPS = 4
+"""Fewer have no debiased HSIC."""
+
+
+class Features(NamedTuple):
+    """One representation of N clips: floating point [N, D], and which clips have it, bool [N]."""
+
+    values: Tensor
+    present: Tensor
+
+
+class HsicSums:
+    """Sums over clips, float64, of two representations of widths p and q. `add` batches, then ask for `value`."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self._sums: list[Tensor] = []
+        self._origin: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Rows of a batch, [b, p] and [b, q], on one device. Where both lie does not matter to HSIC: the first row
+        becomes the origin, so that sums do not cancel."""
+        if not len(x):
+            return
+        x, y = x.double(), y.double()
+        if self._origin is None:
+            self._origin = x[0], y[0]
+        x, y = x - self._origin[0], y - self._origin[1]
+        k, l = x.square().sum(1), y.square().sum(1)  # noqa: E741  (the diagonals, as in the formula)
+        sums = [x.T @ y, x.sum(0), y.sum(0), k.sum(), l.sum(), l @ x, k @ y, k @ l]
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self.clips += len(x)
+
+    def value(self) -> float:
+        """The debiased HSIC; NaN of fewer than four clips."""
+        n = self.clips
+        if n < LEAST_CLIPS:
+            return math.nan
+        cross, x, y, k, l, lx, ky, kl = self._sums  # noqa: E741
+        trace = cross.square().sum() - kl
+        totals = (x @ x - k) * (y @ y - l)
+        product = x @ cross @ y - x @ lx - y @ ky + kl
+        return float((trace + totals / ((n - 1) * (n - 2)) - 2 * product / (n - 2)) / (n * (n - 3)))
+
+
+class Similarity(NamedTuple):
+    """CKA of a pair, NaN where it is not defined, and of how many clips."""
+
+    cka: float
+    clips: int
+
+
+def compare_all(
+    features: Mapping[str, Features],
+    device: torch.device,
+    batch: int = 4096,
+    check: Callable[[], None] = lambda: None,
+) -> dict[tuple[str, str], Similarity]:
+    """CKA of every pair of representations, each over the clips that have both.
+
+    How many rows go to the device at a time (`batch`) does not matter. `check` is called in between, and may raise.
+    """
+    names, found = list(features), {}
+    selves: dict[tuple[str, str], float] = {}  # HSIC of a representation with itself, by name and rows
+
+    def hsic(one: str, other: str, rows: Tensor) -> float:
+        sums = HsicSums()
+        for at in _batches(rows, batch):
+            check()
+            sums.add(*(features[name].values[at.to(features[name].values.device)].to(device) for name in (one, other)))
+        return sums.value()
+
+    def with_itself(name: str, rows: Tensor, key: str) -> float:
+        if (name, key) not in selves:
+            selves[name, key] = hsic(name, name, rows)
+        return selves[name, key]
+
+    for number, one in enumerate(names):
+        for other in names[number:]:
+            rows = (features[one].present.cpu() & features[other].present.cpu()).nonzero().flatten()
+            key = hash_bytes(rows.numpy().tobytes())
+            scale = with_itself(one, rows, key) * with_itself(other, rows, key)
+            defined = len(rows) >= LEAST_CLIPS and scale > 0
+            value = hsic(one, other, rows) / math.sqrt(scale) if defined else math.nan
+            found[one, other] = found[other, one] = Similarity(value, len(rows))
+    return found
+
+
+def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
+    for at in range(0, len(rows), size):
+        yield rows[at : at + size]
