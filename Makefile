@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PACKAGES := -p uniego.cache -p uniego.demo -p uniego.models -p uniego.pipeline -p uniego.stages
-MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_cache -m uniego.cli_clips -m uniego.cli_data -m uniego.cli_extract -m uniego.cli_pose -m uniego.cli_submit -m uniego.cli_teachers -m uniego.cli_verify -m uniego.__main__
+MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_cache -m uniego.cli_clips -m uniego.cli_data -m uniego.cli_extract -m uniego.cli_pose -m uniego.cli_proxies -m uniego.cli_submit -m uniego.cli_teachers -m uniego.cli_verify -m uniego.__main__
 
 .PHONY: demo test test-all env lint types clean
 

@@ -32,11 +32,11 @@ from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
+from .proxy_training import has_outputs, proxy_fingerprint
 from .rows import RunRows, run_rows
 from .spd import SPDLoss, slots, spd_loss
 from .supervised import Supervised, VideoTask
 from .targets import Bank, by_id, open_index, open_teacher, pool, row_keys, training_bank, warn_of_random
-from .train_proxies import has_outputs, proxy_fingerprint
 from .training import (
     fresh_model,
     make_batches,

@@ -220,7 +220,7 @@ class Loop:
 
     def _stop_if_asked(self) -> None:
         """Raise `Stopped` when asked to stop, after the whole steps so far are saved."""
-        if self.flag.requested is not None:
+        if self.flag.asked():
             self._save()
             self._checkpoints.wait()
             self.flag.check()

@@ -16,9 +16,9 @@ from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
 from .lessons import TRAINABLE, lesson_of
+from .proxy_training import has_outputs, proxy_fingerprint
 from .rows import RunRows, run_rows
 from .targets import find_index, find_store, stale_settings
-from .train_proxies import has_outputs, proxy_fingerprint
 
 State = str
 """pending (not begun), partial (begun; the same command continues), running, done, failed, stale (made under other
