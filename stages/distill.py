@@ -27,6 +27,7 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from .batches import Batch
 from .checkpoints import replace_tensors
+from .clip_source import training_reader
 from .compute import prepare, resolve_device
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
@@ -56,14 +57,16 @@ PROJECTION = "student"
 def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
     """Merge the proxies of the pool, then train the student; both continue where they stopped.
 
-    Raises `MissingInputError` naming the command that makes a proxy that is missing, `FingerprintMismatch` when
-    the work was begun under other settings, `Stopped` after saving when asked to stop.
+    Raises `MissingInputError` naming the command that makes a proxy or a clip store that is missing,
+    `FingerprintMismatch` when the work was begun under other settings, `Stopped` after saving when asked to stop.
     """
     prepare(run.config.compute)
     proxies = pool(run, strict=strict)
     rows = run_rows(run, open_index(run))
     _check_proxies(run, proxies, rows)
     warn_of_random(run, proxies)
+    if overwrite or not run.student_folder.done:
+        training_reader(run)  # a clip store that is not there is told now
     with StopFlag() as flag:
         _merge(run, proxies, rows, flag, overwrite)
         _train_student(run, proxies, rows, flag, overwrite)

@@ -47,7 +47,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, clip_table: Path) -> Pat
     raw = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
     raw["teachers"] = {key: raw["teachers"][key] for key in ("exo_skl", "exo_rgb", "ego_dino")}
     raw["compute"] |= {"threads": 1, "workers": 0}
-    raw["proxies"]["train"] |= {"epochs": 4, "global_batch": 2, "micro_batch": 1}
+    raw["proxies"]["train"] |= {"epochs": 10, "global_batch": 2, "micro_batch": 1}
     raw["proxies"]["train"]["checkpoint"]["every_steps"] = 2
     (run / "run.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     result = CliRunner().invoke(cli.app, ["extract-teachers", "--run", str(run)])
@@ -70,15 +70,6 @@ def run(extracted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(extracted, tmp_path / "run"))
 
 
-@pytest.fixture
-def long(run: Path) -> Path:
-    """So many epochs that a training is still at work when it is stopped or killed; the first four are not alike."""
-    raw = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
-    raw["proxies"]["train"]["epochs"] = 40
-    (run / "run.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    return run
-
-
 def begun(run: Path, number: int) -> Callable[[], bool]:
     """Whether so many proxies have a checkpoint."""
     return lambda: len({path.parts[-3] for path in run.glob("proxies/*/checkpoints/step-*")}) >= number
@@ -98,54 +89,50 @@ def test_two_at_a_time_make_the_bytes_of_one_after_the_other(run: Path, alone: d
 
 
 def test_fault_02_a_stop_signal_to_the_group_saves_all_and_the_same_command_goes_on(
-    long: Path, tmp_path: Path, start: Any, until: Any, family: Any
+    run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
-    twin = Path(shutil.copytree(long, tmp_path / "twin"))
-    process = start("train-proxies", "--run", long, "--jobs", 2)
-    until(lambda: begun(long, 2)() or process.poll() is not None)
+    process = start("train-proxies", "--run", run, "--jobs", 2)
+    until(lambda: begun(run, 2)() or process.poll() is not None)
     others = family(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75, out
     assert "stopped on SIGTERM; run the same command again" in out
     until(lambda: not any(other.is_running() for other in others), 20)
-    assert not any(path.exists() for path in long.glob("proxies/*/model"))
-    for folder in (long, twin):
-        out, _ = (process := start("train-proxies", "--run", folder, "--jobs", 2)).communicate(timeout=240)
-        assert process.returncode == 0, out
-    assert made(long) == made(twin)
+    assert not any(path.exists() for path in run.glob("proxies/*/model"))
+    out, _ = (process := start("train-proxies", "--run", run, "--jobs", 2)).communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert made(run) == alone
 
 
 def test_a_killed_process_is_named_and_the_others_finish(
-    long: Path, start: Any, until: Any, family: Any
+    run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
-    process = start("train-proxies", "--run", long, "--jobs", 2)
-    until(lambda: begun(long, 1)() or process.poll() is not None)
+    process = start("train-proxies", "--run", run, "--jobs", 2)
+    until(lambda: begun(run, 1)() or process.poll() is not None)
     victim = trainers(family(process.pid))[0]
     victim.kill()
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 1, out
     assert "the process of proxy" in out
     assert "was killed by SIGKILL; its last checkpoint is kept" in out
-    assert sum((long / "proxies" / key / "model").exists() for key in ("exo_skl", "exo_rgb", "ego_dino")) == 2
-    result = CliRunner().invoke(cli.app, ["train-proxies", "--run", str(long)])
+    assert sum((run / "proxies" / key / "model").exists() for key in ("exo_skl", "exo_rgb", "ego_dino")) == 2
+    result = CliRunner().invoke(cli.app, ["train-proxies", "--run", str(run)])
     assert result.exit_code == 0, result.output
+    assert made(run) == alone
 
 
 @pytest.mark.slow
 def test_fault_24_a_dask_worker_killed_within_a_proxy(
-    long: Path, tmp_path: Path, start: Any, until: Any, family: Any
+    run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
-    twin = Path(shutil.copytree(long, tmp_path / "twin"))
-    result = CliRunner().invoke(cli.app, ["train-proxies", "--run", str(twin)])
-    assert result.exit_code == 0, result.output
-    process = start("train-proxies", "--run", long, "--engine", "dask", "--jobs", 2)
-    until(lambda: begun(long, 1)() or process.poll() is not None)
+    process = start("train-proxies", "--run", run, "--engine", "dask", "--jobs", 2)
+    until(lambda: begun(run, 1)() or process.poll() is not None)
     trainers(family(process.pid))[0].kill()
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     assert out.count("done by worker") == 3
-    assert made(long) == made(twin)
+    assert made(run) == alone
 
 
 @pytest.mark.parametrize(
