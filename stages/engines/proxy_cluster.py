@@ -60,7 +60,9 @@ def train_on_cluster(
         for key in keys:
             begin_anew(run, key)
     here = options.jobs or 1  # workers on this machine share its cores; all others have a machine's
-    tasks = ProxyTasks(str(root), run.config, threads_each(run.config.compute.threads, torch.get_num_threads(), here))
+    threads = threads_each(run.config.compute.threads, torch.get_num_threads(), here)
+    torch.set_num_threads(threads)  # what `keep_connected` compares with the cores
+    tasks = ProxyTasks(str(root), run.config, threads)
     left, failures = list(keys), dict[str, UniegoError | OSError]()
     with Meter("train-proxies", len(keys), unit="proxies") as meter:
 

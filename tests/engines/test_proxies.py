@@ -105,6 +105,7 @@ def test_fault_02_a_stop_signal_to_the_group_saves_all_and_the_same_command_goes
     assert made(run) == alone
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_others_finish(
     run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
