@@ -92,7 +92,7 @@ def test_fault_02_a_stop_signal_to_the_group_saves_all_and_the_same_command_goes
     run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
     process = start("train-proxies", "--run", run, "--jobs", 2)
-    until(lambda: begun(run, 2)() or process.poll() is not None)
+    until(lambda: begun(run, 2)() or process.poll() is not None, 180)
     others = family(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
@@ -110,7 +110,7 @@ def test_a_killed_process_is_named_and_the_others_finish(
     run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
     process = start("train-proxies", "--run", run, "--jobs", 2)
-    until(lambda: begun(run, 1)() or process.poll() is not None)
+    until(lambda: begun(run, 1)() or process.poll() is not None, 180)
     victim = trainers(family(process.pid))[0]
     victim.kill()
     out, _ = process.communicate(timeout=240)
@@ -128,7 +128,7 @@ def test_fault_24_a_dask_worker_killed_within_a_proxy(
     run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:
     process = start("train-proxies", "--run", run, "--engine", "dask", "--jobs", 2)
-    until(lambda: begun(run, 1)() or process.poll() is not None)
+    until(lambda: begun(run, 1)() or process.poll() is not None, 180)
     trainers(family(process.pid))[0].kill()
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
