@@ -25,12 +25,13 @@ from . import (
     cli_evaluate,
     cli_extract,
     cli_pose,
+    cli_proxies,
     cli_submit,
     cli_teachers,
     cli_verify,
 )
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
-from .cli_extract import OverwriteOption, StrictOption, TeacherOption
+from .cli_extract import OverwriteOption, StrictOption
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError, UsageError
 
 
@@ -223,21 +224,7 @@ app.command("extract-teachers")(cli_extract.extract_teachers)
 app.command("prepare-clips")(cli_clips.prepare_clips)
 
 
-@app.command("train-proxies")
-def train_proxies(
-    run: RunOption = Path(),
-    teacher: TeacherOption = None,
-    overrides: SetOption = None,
-    overwrite: OverwriteOption = False,
-    strict: StrictOption = False,
-) -> None:
-    """Stage 2: a proxy per teacher.
-
-    Trains each and stores its outputs on the train split."""
-    opened = open_run(run, overrides, teacher)
-    from .stages.train_proxies import train_proxies as stage
-
-    stage(opened, teacher, overwrite=overwrite, strict=strict)
+app.command("train-proxies")(cli_proxies.train_proxies)
 
 
 @app.command()

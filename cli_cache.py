@@ -57,6 +57,12 @@ def info(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOpt
     for name, store in report["stores"].items():
         for line in _store_lines(name, store):
             typer.echo(line)
+    clips = report["clip_store"]
+    if clips is not None:
+        typer.echo(
+            f"clip store {clips['path']}: {clips['clips']} clips, {clips['stored']} stored, {clips['failed']} failed, "
+            f"{size_text(clips['bytes'])}"
+        )
 
 
 def _store_lines(name: str, store: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from .errors import EXIT_FAILURE, EXIT_INTEGRITY, UsageError
 from .pipeline.progress import size_text
 
 if TYPE_CHECKING:
+    from .cache.clip_gc import ClipGarbage
     from .cache.gc import Garbage
     from .stages.verify import Report
 
@@ -52,7 +53,7 @@ def verify(
     else:
         for line in _report_lines(report, left):
             typer.echo(line)
-    if report.problems:
+    if report.problems or report.clip_store:
         raise typer.Exit(EXIT_INTEGRITY)
     if report.unread:
         raise typer.Exit(EXIT_FAILURE)
@@ -64,7 +65,9 @@ def _report_lines(report: Report, left: Mapping[str, int]) -> list[str]:
         lines.append(f"{key}: {clips} clips computed again, {report.equal[key]} with the same bytes")
     for key, reasons in report.unread.items():
         lines.append(f"{key}: {len(reasons)} clips could not be compared: {reasons[0]}{'; …' * (len(reasons) > 1)}")
-    bad = len(report.problems)
+    for shard, problem in (report.clip_store or {}).items():
+        lines.append(f"bad: clip store, shard {shard}: {problem}; run prepare-clips --verify")
+    bad = len(report.problems) + len(report.clip_store or {})
     checked = f"{len(report.stores)} stores, {sum(report.stores.values())} shards in {report.cache}"
     lines.append(f"{bad} bad: {checked}" if bad else f"all good: {checked}")
     if left:
@@ -112,6 +115,31 @@ def _garbage_json(garbage: Garbage, removed: bool) -> dict[str, object]:
         },
         "partials": {str(path): size for path, size in garbage.partials.items()},
         "masked_rows_kept": garbage.masked,
+        "clip_store": _clip_json(garbage.clips),
+    }
+
+
+def _clip_lines(clips: ClipGarbage | None) -> list[str]:
+    if clips is None:
+        return []
+    if clips.whole:
+        return [f"clip store {clips.root}: made under settings of none of these runs ({size_text(clips.bytes)})"]
+    names = ", ".join(map(str, [*clips.shards][:8])) + (", …" if len(clips.shards) > 8 else "")
+    shards = [f"shards of dropped clips in the clip store: {names} ({size_text(sum(clips.shards.values()))})"]
+    return (shards if clips.shards else []) + [
+        f"left over: {path} ({size_text(size)})" for path, size in clips.partials.items()
+    ]
+
+
+def _clip_json(clips: ClipGarbage | None) -> dict[str, object] | None:
+    if clips is None:
+        return None
+    return {
+        "path": str(clips.root),
+        "whole": clips.whole,
+        "shards": {str(shard): size for shard, size in clips.shards.items()},
+        "partials": {str(path): size for path, size in clips.partials.items()},
+        "bytes": clips.bytes,
     }
 
 
@@ -121,6 +149,7 @@ def _garbage_lines(garbage: Garbage, removed: bool) -> list[str]:
         names = ", ".join(map(str, [*shards][:8])) + (", …" if len(shards) > 8 else "")
         lines.append(f"shards of dropped clips in {store}: {names} ({size_text(sum(shards.values()))})")
     lines += [f"left over: {path} ({size_text(size)})" for path, size in garbage.partials.items()]
+    lines += _clip_lines(garbage.clips)
     if garbage.masked:
         lines.append(f"kept: {garbage.masked} rows of dropped clips, in shards with clips that are still wanted")
     if removed:

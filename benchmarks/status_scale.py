@@ -31,9 +31,9 @@ from uniego.cache.ledger import Entry, Stored, entry_to_line
 from uniego.pipeline import files
 from uniego.pipeline.presets import preset
 from uniego.pipeline.rundir import Run
+from uniego.stages.proxy_training import proxy_fingerprint
 from uniego.stages.rows import record_rows, run_rows
 from uniego.stages.targets import open_index, open_teacher, row_keys
-from uniego.stages.train_proxies import proxy_fingerprint
 
 SPEC = ArraySpec((8, 1024), "float16", ("time", "feature"))
 RUNS = 3

@@ -123,8 +123,28 @@ class ClipStore:
 
     def size(self) -> int:
         """Bytes of all shards' files."""
-        shards = range(self.index.num_shards)
-        return sum(self._shards.chunk_size(_IMAGES, shard) or 0 for shard in shards)
+        return sum(map(self.shard_size, range(self.index.num_shards)))
+
+    def shard_size(self, shard: int) -> int:
+        """Bytes of a shard's file, written or left over."""
+        return self._shards.chunk_size(_IMAGES, shard) or 0
+
+    def problems(self, *, full: bool = False) -> dict[int, str]:
+        """{shard: what is wrong}: ledger against files and their sizes; with `full` every byte. Nothing is changed."""
+        self._shards.ledger.refresh()
+        bad = {}
+        for shard in range(self.index.num_shards):
+            entry, problem = self._shards.state(shard)
+            problem = problem or (self._shards.hash_problem(entry) if entry and full else "")
+            if problem:
+                bad[shard] = problem
+        return bad
+
+    def drop(self, shard: int) -> None:
+        """Take a shard back, durably, and remove its file."""
+        self._shards.ledger.refresh()
+        self._close(shard)
+        self._shards.drop("local", shard)
 
     def write_shard(self, shard: int, records: Mapping[int, Record]) -> int:
         """Write the given rows of a shard durably, its file first and then the ledger line; bytes of the file.
@@ -186,15 +206,10 @@ class ClipStore:
 
     def redo_damaged(self) -> dict[int, str]:
         """Compare every byte with what was written; {shard: what is wrong} of those taken back, pending from now on."""
-        self._shards.ledger.refresh()
-        bad = {}
-        for shard in range(self.index.num_shards):
-            entry, problem = self._shards.state(shard)
-            problem = problem or (self._shards.hash_problem(entry) if entry else "")
-            if problem:
-                self._close(shard)
-                self._shards.void("local", shard)
-                bad[shard] = problem
+        bad = self.problems(full=True)
+        for shard in bad:
+            self._close(shard)
+            self._shards.void("local", shard)
         return bad
 
     def _place(self, row: int) -> tuple[int, Place]:

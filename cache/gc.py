@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from ..pipeline import files
 from ..pipeline.objects import origin
+from . import clip_gc
+from .clip_gc import ClipGarbage
 from .index import LOCK_FILE, ClipIndex
 from .manifest import LEDGER_FOLDER, MANIFEST, ZARR_FOLDER
 from .store import FeatureStore, remove
@@ -25,7 +27,7 @@ class Garbage(NamedTuple):
     """Paths and shards that may go, and what stays although nobody asks for it.
 
     `stores`: {name: bytes}; `shards`: {store: {shard: bytes}}; `partials`: {path: bytes}; `masked`: rows of dropped
-    clips in shards that hold clips still wanted.
+    clips in shards that hold clips still wanted; `clips`: of the clip store in the cache.
     """
 
     root: Path
@@ -33,6 +35,7 @@ class Garbage(NamedTuple):
     shards: dict[str, dict[int, int]]
     partials: dict[Path, int]
     masked: int
+    clips: ClipGarbage | None = None
 
     @property
     def place(self) -> str:
@@ -44,7 +47,8 @@ class Garbage(NamedTuple):
     def bytes(self) -> int:
         """What removing all of it frees."""
         shards = sum(sum(sizes.values()) for sizes in self.shards.values())
-        return sum(self.stores.values()) + shards + sum(self.partials.values())
+        clips = self.clips.bytes if self.clips is not None else 0
+        return sum(self.stores.values()) + shards + sum(self.partials.values()) + clips
 
 
 def find(root: Path, rows: npt.NDArray[np.int64], names: Collection[str]) -> Garbage:
@@ -88,6 +92,8 @@ def collect(garbage: Garbage) -> None:
                 store.drop(shard)
         for folder in {path.parent for path in garbage.partials}:
             files.remove_partials(folder)
+    if garbage.clips is not None:
+        clip_gc.collect(garbage.clips)
 
 
 def _folders(store: Path) -> list[Path]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL = 10.0  # seconds between plain lines
+_RELAYED_INTERVAL = 0.2  # seconds between two standings that are relayed
 
 
 class _Results(Console):
@@ -55,20 +58,67 @@ def console() -> Console:
     return Console(stderr=True, soft_wrap=True, highlight=False, quiet=_hushed)
 
 
+class Message(NamedTuple):
+    """What `say` or `warn` was given."""
+
+    text: str
+    warning: bool = False
+
+
+class Standing(NamedTuple):
+    """How far a `Meter` is; `done` counts what is `resumed` too."""
+
+    title: str
+    total: int
+    unit: str
+    resumed: int
+    done: int
+    note: str
+
+
+Listener = Callable[[Message | Standing], None]
+_listener: Listener | None = None
+
+
+def relay(listener: Listener | None) -> None:
+    """From now on this process prints nothing: another shows what `listener` hands it. None: as it was."""
+    global _listener
+    _listener = listener
+
+
 def say(message: str) -> None:
     """Print one message."""
-    console().print(message, markup=False)
+    if _listener is not None:
+        _listener(Message(message))
+    else:
+        console().print(message, markup=False)
 
 
 def warn(message: str) -> None:
     """Print one warning; work goes on."""
-    console().print(f"warning: {message}", markup=False, style="yellow")
+    if _listener is not None:
+        _listener(Message(message, warning=True))
+    else:
+        console().print(f"warning: {message}", markup=False, style="yellow")
 
 
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def progress_bar(where: Console) -> Progress:
+    """Live bars, a line each; tasks have a field "note"."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=where,
+        transient=True,
+    )
 
 
 class Meter:
@@ -83,16 +133,10 @@ class Meter:
         self._started = self._spoke = time.monotonic()
 
     def __enter__(self) -> Meter:
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
+        if _listener is not None:
+            _listener(self._standing(""))
+        elif self._console.is_terminal:
+            self._bar = progress_bar(self._console)
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
             self._bar.start()
         return self
@@ -111,12 +155,19 @@ class Meter:
     def advance(self, count: int, note: str = "") -> None:
         """`count` more units are done; `note` is shown beside them."""
         self.done += count
-        if self._bar is not None:
+        if _listener is not None:
+            if self.done >= self.total or time.monotonic() - self._spoke >= _RELAYED_INTERVAL:
+                self._spoke = time.monotonic()
+                _listener(self._standing(note))
+        elif self._bar is not None:
             text = f"{self.rate:.1f} {self.unit}/s {note}".strip()
             self._bar.update(self._task, completed=self.done, note=text)
         elif time.monotonic() - self._spoke >= PLAIN_INTERVAL:
             self._spoke = time.monotonic()
             self._console.print(self._line(note), markup=False)
+
+    def _standing(self, note: str) -> Standing:
+        return Standing(self.title, self.total, self.unit, self.resumed, self.done, note)
 
     def _line(self, note: str) -> str:
         rate = self.rate

@@ -56,6 +56,10 @@ class StopFlag:
             os._exit(EXIT_STOPPED)
         self.requested = signal.Signals(number).name
 
+    def asked(self) -> bool:
+        """Whether a stop was asked for: what `check` will raise for."""
+        return self.requested is not None
+
     def check(self) -> None:
         """Raise `Stopped` if a stop was asked for. Call it where everything finished so far is saved."""
         if self.requested is not None:
@@ -71,6 +75,10 @@ class ToldFlag(StopFlag):
 
     def __enter__(self) -> ToldFlag:
         return self
+
+    def asked(self) -> bool:
+        """Whether the worker was told to stop."""
+        return self._told()
 
     def check(self) -> None:
         """Raise `Stopped` if the worker was told to stop."""

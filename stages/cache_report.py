@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..cache import ClipStore, RowStatus
 from ..cache.coverage import Coverage, count_rows, failed_rows
 from ..cache.info import describe
 from ..cache.stats import statistics
 from ..errors import IntegrityError, MissingInputError
 from ..pipeline.clips import SPLITS, Split
 from ..pipeline.rundir import Run
+from .clip_source import store_root
 from .rows import RunRows, run_rows
 from .targets import find_index, find_store, open_index
 
@@ -66,9 +68,30 @@ def failed_clips(
 
 
 def cache_info(run: Run) -> dict[str, Any]:
-    """`cache.info.describe` of the run's cache. Raises `MissingInputError` naming the command that makes one."""
+    """`cache.info.describe` of the run's cache, and "clip_store": what the run's holds, None where there is none.
+
+    Raises `MissingInputError` naming the command that makes a cache.
+    """
     open_index(run)
-    return describe(run.cache_root)
+    return {**describe(run.cache_root), "clip_store": clip_store_info(run)}
+
+
+def clip_store_info(run: Run) -> dict[str, Any] | None:
+    """JSON-able: {"path", "clips", "stored", "failed", "bytes", "settings"}; `clips` counts dropped ones too."""
+    root = store_root(run)
+    if not ClipStore.exists(root):
+        return None
+    store = ClipStore.open(root)
+    rows = np.arange(store.index.num_shards * store.index.rows_per_shard, dtype=np.int64)
+    status = store.status(rows)
+    return {
+        "path": str(root),
+        "clips": sum(generation.rows for generation in store.index.generations),
+        "stored": int((status == RowStatus.DONE).sum()),
+        "failed": int((status == RowStatus.FAILED).sum()),
+        "bytes": store.size(),
+        "settings": store.fingerprint["settings"],
+    }
 
 
 def shards_to_do(run: Run) -> dict[str, int]:

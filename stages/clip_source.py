@@ -27,6 +27,9 @@ from ..pipeline.video import VideoError
 from ..pipeline.video_info import Reason
 from .batches import ClipReader, arranged
 
+CLIP_STORE = "clip-store"
+"""Name of the clip store's folder in a cache."""
+
 
 def stored_clips(run: Run) -> list[Clip]:
     """The clips that the store holds: those that training, its validation and the export read (train and val)."""
@@ -38,7 +41,7 @@ def store_root(run: Run) -> Path:
     config = run.config
     if config.clips.root is not None:
         return run.root / config.clips.root
-    return (run.root if is_url(config.cache.root) else run.root / config.cache.root) / "clip-store"
+    return (run.root if is_url(config.cache.root) else run.root / config.cache.root) / CLIP_STORE
 
 
 def settings(config: RunConfig) -> dict[str, Any]:

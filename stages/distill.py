@@ -20,6 +20,7 @@ from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from . import ranks
 from .checkpoints import replace_tensors
+from .clip_source import training_reader
 from .compute import prepare
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
@@ -28,11 +29,11 @@ from .merge import MergeTask, Soup
 from .merge_weights import draw_weights
 from .methods import needed_proxies, needs_pool, student_task, student_title, taught_by_proxies
 from .networks import open_networks
+from .proxy_training import has_outputs, proxy_fingerprint
 from .rows import RunRows, run_rows
 from .spd import SPDLoss, spd_loss
 from .targets import find_index, open_index, open_teacher, pool, targets_hash, warn_of_random
 from .teaching import read_teaching, teaching_summary
-from .train_proxies import has_outputs, proxy_fingerprint
 from .training import fresh_model, make_batches, make_plan, remove_scaffold, train_to_folder, trained
 
 __all__ = ["SPDConfig", "SPDLoss", "distill", "spd_loss"]
@@ -43,8 +44,8 @@ def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
 
     `overwrite` begins the student anew, and the merge with it unless the student is a variant for comparison.
 
-    Raises `MissingInputError` naming the command that makes a proxy that is missing, `FingerprintMismatch` when
-    the work was begun under other settings, `Stopped` after saving when asked to stop.
+    Raises `MissingInputError` naming the command that makes a proxy or a clip store that is missing,
+    `FingerprintMismatch` when the work was begun under other settings, `Stopped` after saving when asked to stop.
     """
     prepare(run.config.compute)
     with ranks.joined(run.config.compute):
@@ -60,6 +61,8 @@ def _distill(run: Run, overwrite: bool, strict: bool) -> None:
         _check_proxies(run, proxies, rows)
     if teachers:
         warn_of_random(run, teachers)
+    if overwrite or not run.variant_folder(settings.variant).done:
+        training_reader(run)  # a clip store that is not there is told now
     own = settings.variant == "student"
     with StopFlag() as flag:
         if settings.init == "merged":

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from ..cache import gc
+from ..cache import ClipStore, clip_gc, gc
+from ..cache.clip_gc import ClipGarbage
 from ..cache.verify import store_names
-from ..errors import UniegoError, UsageError
+from ..errors import FingerprintMismatch, UniegoError, UsageError
 from ..pipeline.rundir import Run
+from .clip_source import CLIP_STORE, clip_keys, look_at_videos, store_root, store_settings, stored_clips
+from .prepare_clips import alone
 from .targets import open_index, row_keys
 
 
@@ -27,7 +31,28 @@ def find_garbage(runs: Sequence[Run]) -> gc.Garbage:
     index = open_index(runs[0])
     rows = np.concatenate([index.rows(row_keys(run, run.table().clips)) for run in runs])
     present = store_names(root)
-    return gc.find(root, rows, {name for run in runs for name in _needed(run, present)})
+    found = gc.find(root, rows, {name for run in runs for name in _needed(run, present)})
+    return found._replace(clips=_clip_garbage(root, runs))
+
+
+def _clip_garbage(root: Path, runs: Sequence[Run]) -> ClipGarbage | None:
+    """What none of the runs can use in the clip store that lies in their cache; one that lies elsewhere is left alone.
+
+    A run whose present settings the store was not made under cannot read it.
+    """
+    place = root / CLIP_STORE
+    if not ClipStore.exists(place):
+        return None
+    store, rows = ClipStore.open(place), []
+    with alone(place):  # raises while it is being made
+        for run in runs:
+            if store_root(run).resolve() != place.resolve():
+                continue
+            with suppress(FingerprintMismatch):
+                store.refuse_other({"settings": store_settings(run.config)})
+                clips = stored_clips(run)
+                rows.append(store.index.rows(clip_keys(clips, look_at_videos(run, clips))))
+        return clip_gc.find(place, np.concatenate(rows) if rows else None)
 
 
 def _common_root(runs: Sequence[Run]) -> Path:

@@ -240,7 +240,7 @@ class Loop:
             self._log.failures(share.failures)
             return share.clips
         trained = self.task.trained()
-        asked, late = self.flag.requested is not None, overdue and ranks.rank() == 0
+        asked, late = self.flag.asked(), overdue and ranks.rank() == 0
         numbers = [asked, late, share.clips, len(share.failures), *(t.grad is not None for t in trained)]
         stops, lates, clips, failures, *filled = ranks.sums(numbers)
         self._stop, self._due = stops > 0, lates > 0
@@ -291,7 +291,7 @@ class Loop:
 
     def _stop_if_asked(self) -> None:
         """Raise `Stopped` when asked to stop, after the whole steps so far are saved; several processes together."""
-        if self._stop or (ranks.world() == 1 and self.flag.requested is not None):
+        if self._stop or (ranks.world() == 1 and self.flag.asked()):
             self._save()
             ranks.from_first(self._checkpoints.wait)
             self.flag.check()

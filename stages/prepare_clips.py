@@ -69,7 +69,7 @@ def prepare_clips(run: Run, *, verify: bool = False) -> Prepared:
     if not clips:
         raise UsageError(f"{run.table().path} has no train or val clips: training would read nothing from a clip store")
     encoder = ClipEncoder.from_config(run.config)
-    with StopFlag() as flag, _alone(root):
+    with StopFlag() as flag, alone(root):
         seen = look_at_videos(run, clips)
         record_videos(run, seen)
         keys = clip_keys(clips, seen)
@@ -172,8 +172,8 @@ def _finish(run: Run, store: ClipStore, rows: npt.NDArray[np.int64], report: Pre
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time makes a store."""
+def alone(root: Path) -> Iterator[None]:
+    """One process at a time makes a store, or cleans it. Raises `UniegoError` while another does."""
     files.make_dir(root)
     with (root / ".prepare.lock").open("ab") as handle:
         try:

@@ -21,9 +21,9 @@ from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
 from .lessons import TRAINABLE, lesson_of
 from .methods import needed_proxies
+from .proxy_training import has_outputs, proxy_fingerprint
 from .rows import RunRows, run_rows
 from .targets import find_index, find_store, stale_settings
-from .train_proxies import has_outputs, proxy_fingerprint
 
 STATED = ("done", "running", "partial", "pending", "stale", "failed", "no input", "left out")
 State = str

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import Failure, FeatureStore, RowStatus
+from ..cache import ClipStore, Failure, FeatureStore, RowStatus
 from ..cache.verify import Problem, store_names, verify_cache
 from ..errors import FingerprintMismatch, IntegrityError, MissingInputError, fingerprint_difference
 from ..models.teachers import Teacher, build_teacher
@@ -18,6 +18,7 @@ from ..pipeline.clips import Clip
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
+from .clip_source import store_root
 from .compute import least_cosine, made_with, maker, prepare, take_threads
 from .extract_stores import fingerprint
 from .precision import precision_of
@@ -43,6 +44,7 @@ class Report:
     equal: dict[str, int] = field(default_factory=dict)
     unread: dict[str, list[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    clip_store: dict[int, str] | None = None  # {shard: what is wrong}; None: there is none
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able."""
@@ -70,6 +72,8 @@ def verify(
         report.problems += checked.problems
         if full:
             say(f"verify: {checked.store}: {checked.shards} shards, {checked.read / 1e6:.1f} MB read")
+    if not teachers:
+        report.clip_store = _clip_problems(run, full)
     if recompute:
         device = prepare(run.config.compute)
         take_threads(run.config.compute, device, [run.cache_root / key for key in run.choose(teachers)])
@@ -83,6 +87,12 @@ def verify(
                 _refuse_other(run, store, teacher)
                 _Recomputation(run, store, teacher, made_here, mark).check(recompute, report)
     return report
+
+
+def _clip_problems(run: Run, full: bool) -> dict[int, str] | None:
+    """What is wrong in the run's clip store; `prepare-clips` mends it, nothing is marked."""
+    root = store_root(run)
+    return ClipStore.open(root).problems(full=full) if ClipStore.exists(root) else None
 
 
 def _stores(run: Run, teachers: Sequence[str] | None) -> list[str]:

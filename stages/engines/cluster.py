@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from .workplace import Job
 _PATIENCE = 120.0  # seconds without a scheduler before giving up
 _LONELY = 30.0  # seconds without a worker before saying so
 _GRACE = 30.0  # seconds that workers have to drop their shard when asked to stop
-_LOOK = 0.1  # seconds between two looks at receipts and the stop flag
+LOOK = 0.1
+"""Seconds between two looks at receipts and the stop flag."""
 _TRIES = 3  # of a piece whose worker says that it cannot do it
 _MOST = 8  # shards of a task
 _OWN_DIRECTIVES = [f"#SBATCH {name}" for name in ("--mem=", "-n 1", "--cpus-per-task=", "-t ")]  # left to --sbatch
@@ -46,17 +47,33 @@ def extract_on_cluster(
     that does it. Raises `UniegoError` for such shards after all others are done, for what workers report, and where
     no scheduler answers for two minutes; `Stopped` when asked to stop. What is written stays.
     """
-    with _cluster(options, Path(job.root)) as (target, own):
-        most = max(1, min(_MOST, sum(len(piece.pending) for piece in pieces) // (8 * (options.workers or 1))))
-        left = [part for piece in pieces for part in piece.split(most)]
-        poison: list[Piece] = []
-        seen = time.monotonic()
-        while left:
+    most = max(1, min(_MOST, sum(len(piece.pending) for piece in pieces) // (8 * (options.workers or 1))))
+    left = [part for piece in pieces for part in piece.split(most)]
+    poison: list[Piece] = []
+
+    def go(client: Any) -> bool:
+        nonlocal left
+        left = _Round(client, job, flag, meter, poison).run(left)
+        return not left
+
+    keep_connected(options, Path(job.root), flag, go)
+    if poison:
+        raise UniegoError(_poisoned(job, poison))
+
+
+def keep_connected(options: ExtractOptions, root: Path, flag: StopFlag, go: Callable[[Any], bool]) -> None:
+    """Call `go` with a client of the cluster, and again after its connection broke, until it says that all is done.
+
+    Raises `UniegoError` where no scheduler answers for two minutes, `Stopped` when asked to stop meanwhile.
+    """
+    with _cluster(options, root) as (target, own):
+        seen, done = time.monotonic(), False
+        while not done:
             flag.check()
             try:
                 with Client(target, timeout=10, set_as_default=False) as client:  # type: ignore[no-untyped-call]
                     _introduce(client, own)
-                    left = _Round(client, job, flag, meter, poison).run(left)
+                    done = go(client)
                     seen = time.monotonic()
             except (OSError, TimeoutError) as error:
                 if time.monotonic() - seen > _PATIENCE:
@@ -64,11 +81,40 @@ def extract_on_cluster(
                         f"no Dask scheduler answers at {target} for {_PATIENCE:.0f} seconds ({error}); what is written "
                         "is kept, the same command continues when it is back"
                     ) from error
-            if left:
+            if not done:
                 warn("no connection to the Dask scheduler; trying again")
                 _pause(flag, 1.0)
-    if poison:
-        raise UniegoError(_poisoned(job, poison))
+
+
+class Lonely:
+    """Says so when there is no worker for a while."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._since = self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Look at the workers, now and then."""
+        now = time.monotonic()
+        if now - self._looked < _LONELY / 6:
+            return
+        self._looked = now
+        if self._client.scheduler_info(n_workers=-1)["workers"]:
+            self._since = now
+        elif now - self._since > _LONELY:
+            self._since = now
+            warn(f"no Dask worker for {_LONELY:.0f} seconds; waiting (a stop signal ends it)")
+
+
+def stop_on_workers(client: Any, number: str, waiting: Collection[Any]) -> None:
+    """Make the workers drop what they do of a job, and wait until they have, but not for ever."""
+    until = time.monotonic() + _GRACE
+    with suppress(Exception):  # a scheduler or worker that is gone has nothing to drop
+        client.run(stop, number, on_error="ignore")
+        while time.monotonic() < until and any(future.status == "pending" for future in waiting):
+            if not any(client.processing().values()):
+                break
+            time.sleep(LOOK)
 
 
 class _Round:
@@ -80,7 +126,7 @@ class _Round:
         self._tries: dict[tuple[int, ...], int] = {}
         self._lost: list[Piece] = []
         self._failed = 0
-        self._lonely = self._looked = time.monotonic()
+        self._lonely = Lonely(client)
 
     def run(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Have them computed; returned are those of which nothing is known, since the connection broke."""
@@ -91,10 +137,10 @@ class _Round:
                 for future in [future for future in self._waiting if future.status != "pending"]:
                     self._take(future, self._waiting.pop(future))
                 self._flag.check()
-                self._look_for_workers()
-                time.sleep(_LOOK)
+                self._lonely.look()
+                time.sleep(LOOK)
         except (Stopped, UniegoError, KeyboardInterrupt):
-            self._stop()
+            stop_on_workers(self._client, self._job.number, self._waiting)
             raise
         return [*self._lost, *self._waiting.values()]
 
@@ -135,27 +181,6 @@ class _Round:
             raise error
         warn(f"{message}; trying again")
         self._submit(piece)
-
-    def _look_for_workers(self) -> None:
-        now = time.monotonic()
-        if now - self._looked < _LONELY / 6:
-            return
-        self._looked = now
-        if self._client.scheduler_info(n_workers=-1)["workers"]:
-            self._lonely = now
-        elif now - self._lonely > _LONELY:
-            self._lonely = now
-            warn(f"no Dask worker for {_LONELY:.0f} seconds; waiting (a stop signal ends it)")
-
-    def _stop(self) -> None:
-        """Make the workers drop their shards, and wait until they have, but not for ever."""
-        until = time.monotonic() + _GRACE
-        with suppress(Exception):  # a scheduler or worker that is gone has nothing to drop
-            self._client.run(stop, self._job.number, on_error="ignore")
-            while time.monotonic() < until and any(future.status == "pending" for future in self._waiting):
-                if not any(self._client.processing().values()):
-                    break
-                time.sleep(_LOOK)
 
 
 @contextmanager
@@ -242,4 +267,4 @@ def _pause(flag: StopFlag, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         flag.check()
-        time.sleep(_LOOK)
+        time.sleep(LOOK)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 
 import torch
 
 from ...errors import EXIT_FAILURE, Stopped, UniegoError
 from ...pipeline.config import ComputeConfig
 from ...pipeline.progress import Meter
-from ...pipeline.signals import StopFlag, ToldFlag, held_back, ignore_in_child
+from ...pipeline.signals import StopFlag, ToldFlag, ignore_in_child
 from ..extract_plan import Piece
+from .crew import Crew, Teller
 from .workplace import Job, Workplace
-
-_LOOK = 0.2  # seconds between two looks at the stop flag
 
 
 def devices(config: ComputeConfig, here: torch.device, workers: int | None) -> list[str]:
@@ -41,11 +34,13 @@ def extract_in_processes(
     """
     dealt = [piece.deal(len(places)) for piece in pieces]
     hands = [[piece[number] for piece in dealt if piece[number].pending] for number in range(len(places))]
-    crew = _Crew(meter)
+    heard = _Heard(meter)
+    crew = Crew(heard.hear, heard.bury)
     try:
         for number, (place, hand) in enumerate(zip(places, hands, strict=True)):
             if hand:
-                crew.start(f"local-{number}", job, place, hand)
+                name = f"local-{number}"
+                crew.start(name, _work, name, job, place, hand)
         stopped: Stopped | None = None
         while crew.listen():
             try:
@@ -53,79 +48,37 @@ def extract_in_processes(
                     flag.check()
             except Stopped as error:
                 stopped = error
-            if stopped is not None or crew.error is not None:
+            if stopped is not None or heard.error is not None:
                 crew.stop()
     finally:
         crew.close()
-    if crew.error is not None:
-        raise crew.error
+    if heard.error is not None:
+        raise heard.error
     if stopped is not None:
         raise stopped
 
 
-class _Crew:
-    """The processes, and the pipe to each. A process whose pipe closes stops, so none outlives this one for long."""
+class _Heard:
+    """What the processes say: the shards they have done, and the first error of all."""
 
     def __init__(self, meter: Meter) -> None:
         self.error: UniegoError | None = None
         self._meter = meter
-        self._at_work: dict[Connection, BaseProcess] = {}
-        self._told = False
 
-    def start(self, task: str, job: Job, device: str, pieces: Sequence[Piece]) -> None:
-        """Start a process; it ends by itself."""
-        context = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # begun with the first process, it would let signals through again
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, task, job, device, list(pieces)), name=task)
-        with held_back():
-            process.start()
-        theirs.close()
-        self._at_work[ours] = process
-
-    def listen(self) -> bool:
-        """Take in what the processes say, for a moment; False when all have ended."""
-        for ready in wait(list(self._at_work), timeout=_LOOK):
-            assert isinstance(ready, Connection)
-            try:
-                self._take(ready.recv())
-            except (EOFError, ConnectionResetError):
-                self._bury(ready)
-        return bool(self._at_work)
-
-    def stop(self) -> None:
-        """Tell all to stop, once."""
-        if not self._told:
-            self._told = True
-            for pipe in self._at_work:
-                _tell(pipe, "stop")
-
-    def close(self) -> None:
-        """Let go of all that are left, which makes them stop, and wait for them."""
-        for pipe, process in self._at_work.items():
-            pipe.close()
-            process.join()
-        self._at_work.clear()
-
-    def _take(self, message: tuple[str, object, object]) -> None:
-        kind, first, second = message
+    def hear(self, name: str, said: tuple[str, int, str]) -> None:
+        """("advance", clips, note) or ("error", exit code, message)."""
+        kind, number, text = said
         if kind == "advance":
-            assert isinstance(first, int)
-            self._meter.advance(first, str(second))
+            self._meter.advance(number, text)
         elif self.error is None:
-            assert isinstance(first, int)
-            self.error = UniegoError(str(second))
-            self.error.exit_code = first
+            self.error = UniegoError(text)
+            self.error.exit_code = number
 
-    def _bury(self, pipe: Connection) -> None:
-        process = self._at_work.pop(pipe)
-        pipe.close()
-        process.join()
-        code = process.exitcode or 0
-        if code and self.error is None:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    def bury(self, name: str, how: str | None) -> None:
+        """A process has ended."""
+        if how is not None and self.error is None:
             self.error = UniegoError(
-                f"the extraction process {process.name} {how}; what it had finished is kept. If it ran out of memory, "
+                f"the extraction process {name} {how}; what it had finished is kept. If it ran out of memory, "
                 "take fewer --workers or a smaller extract.batch_clips; the same command continues"
             )
 
@@ -133,33 +86,26 @@ class _Crew:
 class _Told(Meter):
     """The meter of a worker process: what is done is told to the process that shows it."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, teller: Teller) -> None:
         super().__init__("", 0)
-        self._pipe, self._lock = pipe, threading.Lock()
+        self._teller = teller
 
     def advance(self, count: int, note: str = "") -> None:
-        with self._lock:
-            _tell(self._pipe, ("advance", count, note))
-
-
-def _tell(pipe: Connection, message: object) -> None:
-    """Say it, if anybody listens."""
-    with suppress(BrokenPipeError, ConnectionResetError):
-        pipe.send(message)
+        self._teller(("advance", count, note))
 
 
 def _work(pipe: Connection, task: str, job: Job, device: str, pieces: Sequence[Piece]) -> None:
-    """What a process does: anything that comes through its pipe, the pipe's end included, means stop."""
+    """What a process does."""
     ignore_in_child()
-    flag = ToldFlag(pipe.poll)
+    flag, teller = ToldFlag(pipe.poll), Teller(pipe)
     try:
         place = Workplace.open(job, task, device)
         for piece in pieces:
             flag.check()
-            place.extract(piece, flag, _Told(pipe))
+            place.extract(piece, flag, _Told(teller))
     except Stopped:
         pass
     except UniegoError as error:
-        _tell(pipe, ("error", error.exit_code, f"{task}: {error}"))
+        teller(("error", error.exit_code, f"{task}: {error}"))
     except OSError as error:
-        _tell(pipe, ("error", EXIT_FAILURE, f"{task}: {error}"))
+        teller(("error", EXIT_FAILURE, f"{task}: {error}"))

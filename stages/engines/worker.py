@@ -14,12 +14,13 @@ import torch
 from dask.distributed import Worker, WorkerPlugin, get_worker
 
 from ...errors import EXIT_FAILURE, Stopped, UniegoError
+from ...pipeline.config import RunConfig
 from ...pipeline.progress import Meter
 from ...pipeline.signals import ToldFlag, ignore_in_child
 from ..extract_plan import Piece
 from .workplace import Job, Workplace
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.Lock()
 _open: dict[str, Workplace] = {}  # the latest job's
 _stopped: set[str] = set()
 
@@ -58,10 +59,10 @@ def compute(job: Job, piece: Piece) -> Receipt:
     """Compute and write what of a piece is not written yet. Raises `Stopped` after `stop`."""
     started, worker = time.monotonic(), get_worker()
     where = f"{worker.name} ({worker.address})"
-    flag = ToldFlag(lambda: job.number in _stopped)
+    flag = ToldFlag(lambda: told(job.number))
     clips = failed = 0
     error: tuple[int, str] | None = None
-    with _one_at_a_time:
+    with one_at_a_time:
         flag.check()
         try:
             place = _workplace(job, worker)
@@ -76,6 +77,11 @@ def compute(job: Job, piece: Piece) -> Receipt:
     return Receipt(tuple(piece.pending), clips, failed, time.monotonic() - started, where, error)
 
 
+def told(number: str) -> bool:
+    """Whether this worker was told to stop a job."""
+    return number in _stopped
+
+
 def stop(number: str) -> None:
     """Make this worker's tasks of a job stop; run on every worker by the client."""
     _stopped.add(number)
@@ -85,13 +91,13 @@ def _workplace(job: Job, worker: Any) -> Workplace:
     if job.number not in _open:
         _open.clear()
         task = "dask-" + re.sub(r"[^A-Za-z0-9_-]+", "-", str(worker.name)).strip("-")
-        _open[job.number] = Workplace.open(job, task, _device(job, worker))
+        _open[job.number] = Workplace.open(job, task, device_of(job.config, worker))
     return _open[job.number]
 
 
-def _device(job: Job, worker: Any) -> str | None:
+def device_of(config: RunConfig, worker: Any) -> str | None:
     """A GPU of its own for each worker of a cluster on one machine, whose names are numbers."""
     gpus = torch.cuda.device_count()
-    if job.config.compute.device == "auto" and gpus > 1 and isinstance(worker.name, int):
+    if config.compute.device == "auto" and gpus > 1 and isinstance(worker.name, int):
         return f"cuda:{worker.name % gpus}"
     return None
