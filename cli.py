@@ -15,7 +15,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__, cli_cache, cli_clips, cli_data, cli_extract, cli_pose, cli_submit, cli_teachers, cli_verify
+from . import (
+    __version__,
+    cli_ablate,
+    cli_cache,
+    cli_clips,
+    cli_data,
+    cli_extract,
+    cli_pose,
+    cli_submit,
+    cli_teachers,
+    cli_verify,
+)
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
 from .cli_extract import OverwriteOption, StrictOption, TeacherOption
 from .errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_USAGE, Stopped, UniegoError
@@ -125,6 +136,7 @@ STAGES = {
     "train-proxies",
     "distill",
     "evaluate",
+    "ablate",
     "demo",
 }
 
@@ -247,6 +259,9 @@ def evaluate(
     from .stages.evaluate import evaluate as stage
 
     stage(opened, model=model, overwrite=overwrite)
+
+
+app.command("ablate")(cli_ablate.ablate)
 
 
 @app.command()

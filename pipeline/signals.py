@@ -21,8 +21,20 @@ from ..errors import EXIT_STOPPED, Stopped
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+_patience = False
+
+
+def patient() -> None:
+    """From now on a second stop signal changes nothing in this process: its parent, which sent one, may send more."""
+    global _patience
+    _patience = True
+
+
 class StopFlag:
-    """Context manager that turns stop signals into a flag. A second signal ends the process at once."""
+    """Context manager that turns stop signals into a flag. A second signal ends the process at once.
+
+    Inside another one, what was asked of the inner is asked of the outer, too.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
@@ -41,10 +53,13 @@ class StopFlag:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopFlag) and self.requested is not None:
+                outer.requested = self.requested
         self._previous.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
+        if self.requested is not None and not _patience:
             os._exit(EXIT_STOPPED)
         self.requested = signal.Signals(number).name
 
