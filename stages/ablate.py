@@ -30,9 +30,9 @@ def ablate(run: Run, path: Path, *, jobs: int = 1, dry_run: bool = False) -> Abl
     """Train and evaluate every cell of the grid in a file that is not done yet; `jobs` pieces of work at a time.
 
     Writes RUN/ablate/<grid>/results.csv and table.md; a dry run only says what there is to do. A cell that fails stops
-    no other. The report has "grid", "run", "metric", "baseline", "plan" (see `plan`), "cells" (rows of results.csv),
-    "arms" (the table) and "problems" (messages by what failed). Raises `ConfigError` for a grid that cannot be used,
-    `MissingInputError` for features that are not there, `Stopped` after saving.
+    no other. The report has "grid", "run", "metric", "baseline", "plan" (what there was to do, see `plan`), "cells"
+    (rows of results.csv), "arms" (the table) and "problems" (messages by what failed). Raises `ConfigError` for a grid
+    that cannot be used, `MissingInputError` for features that are not there, `Stopped` after saving.
     """
     if run.origin is not None:
         raise UsageError(f"{run.root} is itself a cell of an ablation: name the run that it was made from")
@@ -40,9 +40,10 @@ def ablate(run: Run, path: Path, *, jobs: int = 1, dry_run: bool = False) -> Abl
         raise UsageError(f"--jobs {jobs}: at least 1")
     grid = read_grid(path, run.config)
     cells = make_cells(run, grid)
-    _say_plan(run, grid, cells)
+    counts = plan(cells)
+    _say_plan(run, grid, cells, counts)
     if dry_run:
-        return Ablation(grid, _report(run, grid, cells, {}), None)
+        return Ablation(grid, _report(run, grid, cells, counts, {}), None)
     folder = run.root / "ablate" / grid.name
     files.write_bytes(folder / "grid.yaml", path.read_bytes())
     write_results(folder, grid, cells)
@@ -52,7 +53,7 @@ def ablate(run: Run, path: Path, *, jobs: int = 1, dry_run: bool = False) -> Abl
         schedule = Schedule(run, cells, crew, lambda: write_results(folder, grid, cells))
         schedule.work(flag)
     say(f"results: {folder / 'results.csv'}, {folder / 'table.md'}")
-    return Ablation(grid, _report(run, grid, cells, schedule.problems), schedule.error())
+    return Ablation(grid, _report(run, grid, cells, counts, schedule.problems), schedule.error())
 
 
 def plan(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
@@ -78,23 +79,25 @@ def _counts(done: dict[Path, bool], needed: set[Path]) -> dict[str, int]:
     return {"total": len(done), "done": sum(done.values()), "to_do": to_do}
 
 
-def _report(run: Run, grid: Grid, cells: Sequence[Cell], problems: dict[str, str]) -> dict[str, Any]:
+def _report(
+    run: Run, grid: Grid, cells: Sequence[Cell], counts: dict[str, dict[str, int]], problems: dict[str, str]
+) -> dict[str, Any]:
     rows = rows_of(cells)
     return {
         "grid": grid.name,
         "run": str(run.root.resolve()),
         "metric": grid.metric,
         "baseline": grid.baseline,
-        "plan": plan(cells),
+        "plan": counts,
         "cells": rows,
         "arms": summary_of(grid, rows),
         "problems": problems,
     }
 
 
-def _say_plan(run: Run, grid: Grid, cells: Sequence[Cell]) -> None:
+def _say_plan(run: Run, grid: Grid, cells: Sequence[Cell], counts: dict[str, dict[str, int]]) -> None:
     """What there is to do, before it begins."""
-    counts, config = plan(cells), run.config
+    config = run.config
     clips = len(run.table().split("train"))
     say(f"{grid.name}: {count(len(grid.arms), 'arm')} x {count(len(grid.seeds), 'seed')}")
     for name, epochs in (
