@@ -314,6 +314,11 @@ class TaskFolder:
         wanted = json.loads(json.dumps(fingerprint))
         return fingerprint_difference(record["fingerprint"], wanted) if record is not None else {}
 
+    def begun(self) -> bool:
+        """Whether there is something that work under other settings must not take over."""
+        record = self.record
+        return record is not None and not self._kept_nothing(record)
+
     def running(self) -> bool:
         """Whether a living process holds the lock."""
         return _is_locked(self.path / "lock")

@@ -39,6 +39,8 @@ def ablate(run: Run, path: Path, *, jobs: int = 1, dry_run: bool = False) -> Abl
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: at least 1")
     grid = read_grid(path, run.config)
+    if not run.table().split("test"):
+        raise UniegoError(f"{run.table().path} has no clip in the test split: the arms could not be compared")
     cells = make_cells(run, grid)
     counts = plan(cells)
     _say_plan(run, grid, cells, counts)
@@ -100,6 +102,8 @@ def _say_plan(run: Run, grid: Grid, cells: Sequence[Cell], counts: dict[str, dic
     config = run.config
     clips = len(run.table().split("train"))
     say(f"{grid.name}: {count(len(grid.arms), 'arm')} x {count(len(grid.seeds), 'seed')}")
+    for arm in grid.arms:
+        say(f"  {arm}")
     for name, epochs in (
         ("proxies", config.proxies.train.epochs),
         ("merges", config.merge.epochs),

@@ -165,15 +165,16 @@ def needs(config: RunConfig, model: str, able: Sequence[str]) -> tuple[list[str]
     chosen = config.distill.model_dump()
     method, start = chosen.get("method", "spd"), chosen.get("init", "merged")
     if method not in ("naive", "ce") or start in ("merged", "average"):
-        return list(able), start in ("merged", "average")
+        return list(able), start == "merged"
     kind, _, key = start.partition(":")
     return [key] if kind == "proxy" else [], False
 
 
 def _other(run: Run) -> FingerprintMismatch | None:
     """In what a cell that was begun differs from what is wanted now."""
-    path, begun = run.root / "run.yaml", [*run.root.rglob("record.json")]
-    if not path.exists() or not begun:
+    path = run.root / "run.yaml"
+    tasks = [TaskFolder(record.parent, "") for record in run.root.rglob("record.json")]
+    if not path.exists() or not any(task.begun() for task in tasks):
         return None
     stored, origin = load_config(path), Origin.read(run.root)
     old = {**_settings(stored), "inputs": {} if origin is None else dict(origin.places)}

@@ -56,6 +56,13 @@ class Arm:
     teachers: tuple[str, ...] | None = None
     model: str = "student"
 
+    def __str__(self) -> str:
+        """Its name and what it changes."""
+        changes = [*self.overrides]
+        changes += [] if self.teachers is None else [f"teachers={'+'.join(self.teachers)}"]
+        changes += [] if self.model == "student" else [f"model={self.model}"]
+        return f"{self.name}: {', '.join(changes) or 'as in run.yaml'}"
+
     def config(self, base: RunConfig, seed: int) -> RunConfig:
         """The run's configuration with what the arm changes. Raises `ConfigError`."""
         if self.teachers is not None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -67,6 +68,7 @@ def carry_out(piece: Piece) -> Outcome:
     except (UniegoError, OSError) as error:
         state, message, code = "failed", str(error), getattr(error, "exit_code", EXIT_FAILURE)
     except Exception as error:  # a mistake of ours in one cell keeps the others from nothing
+        traceback.print_exception(error)
         state, message = "failed", f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - started
     if piece.teacher is None and state != "busy":
@@ -203,7 +205,9 @@ class Crew:
             process.join()
             code = process.exitcode or 0
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            return Outcome(piece, "failed", message=f"its process {how}; see {self._logs / process.name}.log")
+            log = self._logs / f"{process.name}.log"
+            message = f"its process {how}, see {log}; if memory ran out, take fewer --jobs. The same command continues"
+            return Outcome(piece, "failed", message=message)
         self._idle.append((pipe, process))
         return outcome
 
