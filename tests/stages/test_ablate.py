@@ -40,7 +40,8 @@ seeds: [3]
 baseline: plain
 arms:
   plain: {model: ego-only}
-  runaway: {model: ego-only, distill.train.optimizer.lr: 1e38}
+  runaway: {model: ego-only, distill.train.optimizer.lr: 1e300}
+  lost: {teachers: [ego_dino], proxies.train.optimizer.lr: 1e300}
 """
 
 
@@ -185,7 +186,8 @@ def test_a_failed_cell_stops_no_other_and_is_missing_in_the_table(run: Path, tmp
         timer.join()
     assert result.exit_code == 1
     assert "another process" in result.output
-    assert "runaway, seed 3" in result.output
+    assert "runaway, seed 3 failed" in result.output
+    assert "lost, seed 3: a proxy that it needs could not be trained" in result.output
     found = rows(run, "alone")
     assert (found["plain", "3"]["state"], found["runaway", "3"]["state"]) == ("done", "missing")
     assert found["runaway", "3"]["top1"] == ""
@@ -199,6 +201,9 @@ def test_a_failed_cell_stops_no_other_and_is_missing_in_the_table(run: Path, tmp
     assert (run / "ablate" / "alone" / "plain" / "seed-3" / "run.yaml").read_bytes() == before
     only = written(tmp_path, changed.read_text(encoding="utf-8").partition("  runaway")[0])
     assert call("ablate", only, "--run", run).exit_code == 5
+    mended = written(tmp_path, ALONE.partition("  lost")[0].replace("1e300", "0.01"))  # nothing of it was kept
+    assert call("ablate", mended, "--run", run).exit_code == 0
+    assert rows(run, "alone")["runaway", "3"]["state"] == "done"
 
 
 @pytest.mark.slow
