@@ -80,7 +80,9 @@ def markdown(grid: Grid, summary: Sequence[dict[str, Any]]) -> str:
 def print_table(grid: Grid, summary: Sequence[dict[str, Any]]) -> None:
     """The table on standard output."""
     head, *lines = _cells(grid, summary)
-    table = Table(*head, title=_title(grid))
+    table = Table(title=_title(grid))
+    for name in head:
+        table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(*line)
     console = results_console()
@@ -104,14 +106,15 @@ def _notes(grid: Grid) -> list[str]:
 
 def _cells(grid: Grid, summary: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Head and lines of the table as text."""
-    compared = grid.baseline is not None
-    lines = [["arm", "n", "mean", "sd", *(["difference", "p"] if compared else []), "missing seeds"]]
+    compared, holes = grid.baseline is not None, any(entry["missing"] for entry in summary)
+    lines = [["arm", "n", "mean", "sd", *(["difference", "p"] if compared else [])]]
+    lines[0] += ["missing seeds"] if holes else []
     for entry in summary:
         line = [entry["arm"], f"{entry['n']} of {len(grid.seeds)}", _number(entry["mean"]), _number(entry["sd"])]
         if compared:
             base = entry["arm"] == grid.baseline
             line += ["baseline", ""] if base else [_number(entry["difference"], "+.2f"), _p(entry, len(grid.seeds))]
-        lines.append([*line, ", ".join(map(str, entry["missing"]))])
+        lines.append([*line, *([", ".join(map(str, entry["missing"]))] if holes else [])])
     return lines
 
 

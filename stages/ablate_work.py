@@ -87,6 +87,8 @@ def _do(piece: Piece) -> None:
     run = Run.open(piece.run)
     with redirect_stdout(sys.stderr):  # standard output is for the table of all
         if piece.teacher is not None:
+            if run.proxy_folder(piece.teacher).running():
+                raise BusyError(f"another process is working on {piece.title}")
             train_proxies(run, [piece.teacher])
             return
         if piece.model == "ego-only":

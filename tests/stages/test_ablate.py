@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -174,16 +174,25 @@ def test_killed_and_stopped_it_continues_to_the_same_networks(finished: Path, ru
     assert len(list(shared.glob("proxies/*/record.json"))) == 4
 
 
+def _unlock_after(handle: IO[bytes], path: Path) -> None:
+    """Let go of a lock when a file is there."""
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    fcntl.flock(handle, fcntl.LOCK_UN)
+
+
 def test_a_failed_cell_stops_no_other_and_is_missing_in_the_table(run: Path, tmp_path: Path) -> None:
     grid = written(tmp_path, ALONE)
     lock = run / "ablate" / "alone" / "plain" / "seed-3" / "ego-only" / "lock"
     lock.parent.mkdir(parents=True)
     with lock.open("wb") as other:  # another process is at it for a while
         fcntl.flock(other, fcntl.LOCK_EX)
-        timer = threading.Timer(1.5, lambda: fcntl.flock(other, fcntl.LOCK_UN))
-        timer.start()
+        later = run / "ablate" / "alone" / "runaway" / "seed-3" / "ego-only" / "record.json"
+        release = threading.Thread(target=_unlock_after, args=(other, later))
+        release.start()
         result = call("ablate", grid, "--run", run)
-        timer.join()
+        release.join()
     assert result.exit_code == 1
     assert "another process" in result.output
     assert "runaway, seed 3 failed" in result.output
