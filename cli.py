@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from . import (
     __version__,
+    cli_ablate,
     cli_analyze,
     cli_cache,
     cli_clips,
@@ -149,6 +150,7 @@ STAGES = {
     "train-proxies",
     "distill",
     "evaluate",
+    "ablate",
     "analyze",
     "encode",
     "demo",
@@ -257,6 +259,7 @@ def distill(
 
 
 app.command("evaluate")(cli_evaluate.evaluate)
+app.command("ablate")(cli_ablate.ablate)
 
 
 app.command("encode")(cli_encode.encode)

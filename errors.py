@@ -74,6 +74,10 @@ class FingerprintMismatch(UniegoError):
         super().__init__("\n".join([f"{what} {how}:", *lines, advice]))
 
 
+class BusyError(UniegoError):
+    """Another process is at the same piece of work."""
+
+
 class Stopped(UniegoError):
     """Stopped on request after saving; the same command continues."""
 

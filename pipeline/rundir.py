@@ -12,6 +12,7 @@ RUN/distill/variants/<name>/  students of other methods and starts, for comparis
 RUN/ego-only/                 a network trained without teachers, for comparison (only where asked for)
 RUN/evaluate/                 results
 RUN/analyze/                  analyses, and what they had to compute: tokens of a student
+RUN/ablate/<grid>/<arm>/seed-<n>/   runs made from this one (see `origin`); RUN/ablate/shared/ what they share
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import (
+    BusyError,
     ConfigError,
     FingerprintMismatch,
     MissingInputError,
@@ -42,15 +44,17 @@ from .clips import Clip, ClipTable, hold_out, read_clip_table
 from .config import RunConfig
 from .configfile import load_config, write_config
 from .objects import is_url
+from .origin import Origin
 from .sources import Sources, identity, measure, read_sources
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder with a run.yaml, and the resolved configuration."""
+    """A folder with a run.yaml, and the resolved configuration. `origin`: of a run that is made from another one."""
 
     root: Path
     config: RunConfig
+    origin: Origin | None = None
 
     @classmethod
     def create(cls, directory: Path, config: RunConfig) -> Run:
@@ -74,13 +78,26 @@ class Run:
                 f"no run.yaml in {directory.resolve()}: go to a run's folder or name it with --run, or make one "
                 "with `uniego init DIR --data TABLE --preset NAME`"
             )
-        return cls(directory, load_config(path, overrides))
+        return cls(directory, load_config(path, overrides), Origin.read(directory))
+
+    @property
+    def base(self) -> Path:
+        """Where relative paths in run.yaml start: the run's folder, or that of the run that it is made from.
+
+        There lie also the class map, the records of what was extracted, and the teachers trained on the clips.
+        """
+        return self.root if self.origin is None else self.origin.base
+
+    def _at(self, place: str) -> Path:
+        """A piece of work: in the run's folder, or where derived runs share it."""
+        shared = None if self.origin is None else self.origin.places.get(place)
+        return self.root / place if shared is None else self.base / shared
 
     @property
     def cache_root(self) -> Path:
         """Folder of the feature store; of one in object storage the mirror, brought up to date at first use."""
         root = self.config.cache.root
-        return self._mirror if is_url(root) else self.root / root
+        return self._mirror if is_url(root) else self.base / root
 
     @property
     def cache_place(self) -> str:
@@ -93,7 +110,7 @@ class Run:
         from ..cache.remote import open_mirror
 
         url = self.cache_place  # a folder for each: --set cache.root beside a worker must not take its mirror away
-        return open_mirror(url, self.root / "cache-mirror" / files.hash_bytes(url.encode())[:8])
+        return open_mirror(url, self.base / "cache-mirror" / files.hash_bytes(url.encode())[:8])
 
     @property
     def student_folder(self) -> TaskFolder:
@@ -116,7 +133,7 @@ class Run:
     @property
     def merge_folder(self) -> TaskFolder:
         """The merge of the proxies (stage 3, first part)."""
-        return TaskFolder(self.root / "distill" / "merge", "the merge")
+        return TaskFolder(self._at("distill/merge"), "the merge")
 
     @property
     def ego_only_folder(self) -> TaskFolder:
@@ -134,11 +151,16 @@ class Run:
 
     def teacher_folder(self, teacher: str) -> TaskFolder:
         """The training of a teacher on this run's clips."""
-        return TaskFolder(self.root / "teachers" / teacher, f"teacher {teacher}")
+        return TaskFolder(self.base / "teachers" / teacher, f"teacher {teacher}")
 
     def proxy_folder(self, teacher: str) -> TaskFolder:
         """The training of one teacher's proxy (stage 2)."""
-        return TaskFolder(self.root / "proxies" / teacher, f"proxy {teacher}")
+        return TaskFolder(self._at(f"proxies/{teacher}"), f"proxy {teacher}")
+
+    def shared_proxies(self, teacher: str) -> list[TaskFolder]:
+        """Proxies of a teacher that runs made from this one share."""
+        folders = sorted((self.root / "ablate" / "shared" / "proxies").glob(f"{teacher}-*"))
+        return [TaskFolder(folder, f"proxy {teacher}") for folder in folders]
 
     def command(self, words: str) -> str:
         """The words of a `uniego` command for this run, as they can be typed here."""
@@ -174,7 +196,7 @@ class Run:
 
     @property
     def _sources_path(self) -> Path:
-        return self.root / "extract" / "sources.json"
+        return self.base / "extract" / "sources.json"
 
     def extraction_settings(self, teacher: str) -> dict[str, Any]:
         """What the configuration says about a teacher's features. Whether random ones are allowed is not part of it.
@@ -196,11 +218,11 @@ class Run:
         """Remember that features of this fingerprint are what the present settings ask for."""
         record = {"settings": self.extraction_settings(teacher), "fingerprint": dict(fingerprint)}
         if self.extraction_record(teacher) != record:
-            files.write_json(self.root / "extract" / f"{teacher}.json", record)
+            files.write_json(self.base / "extract" / f"{teacher}.json", record)
 
     def extraction_record(self, teacher: str) -> dict[str, Any] | None:
         """What `record_extraction` remembered: "settings" and "fingerprint"; None: nothing yet."""
-        path = self.root / "extract" / f"{teacher}.json"
+        path = self.base / "extract" / f"{teacher}.json"
         record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return record
 
@@ -224,7 +246,7 @@ class Run:
 
         `waiting` is called while another process has it, and may raise.
         """
-        path = self.root / "extract" / "plan.lock"
+        path = self.base / "extract" / "plan.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as handle:
             while not _try_lock(handle):
@@ -233,7 +255,7 @@ class Run:
             yield
 
     def _extract_lock(self, teacher: str) -> Path:
-        return self.root / "extract" / f"{teacher}.lock"
+        return self.base / "extract" / f"{teacher}.lock"
 
     def choose(self, teachers: Sequence[str] | None) -> list[str]:
         """The named teachers in the pool's order, or all; an unknown name is a usage error."""
@@ -253,8 +275,8 @@ class Run:
     def _table(self) -> ClipTable:
         data = self.config.data
         table = read_clip_table(
-            self.root / data.table,
-            root=self.root / data.root if data.root is not None else None,
+            self.base / data.table,
+            root=self.base / data.root if data.root is not None else None,
             num_classes=data.num_classes,
         )
         stored = self._classes_path
@@ -270,7 +292,7 @@ class Run:
 
     @property
     def _classes_path(self) -> Path:
-        return self.root / "classes.json"
+        return self.base / "classes.json"
 
 
 class TaskFolder:
@@ -312,6 +334,11 @@ class TaskFolder:
         wanted = json.loads(json.dumps(fingerprint))
         return fingerprint_difference(record["fingerprint"], wanted) if record is not None else {}
 
+    def begun(self) -> bool:
+        """Whether there is something that work under other settings must not take over."""
+        record = self.record
+        return record is not None and not self._kept_nothing(record)
+
     def running(self) -> bool:
         """Whether a living process holds the lock."""
         return _is_locked(self.path / "lock")
@@ -325,7 +352,7 @@ class TaskFolder:
         `incomplete`: results that were recorded as done are not all there any more, so that there is work again.
 
         Raises `FingerprintMismatch` when it was begun under other settings (unless `overwrite`, which removes
-        all of it first), `UniegoError` when another process is at it.
+        all of it first), `BusyError` when another process is at it.
         """
         wanted = json.loads(json.dumps(fingerprint))
         if self.done and not overwrite and not incomplete:
@@ -335,7 +362,7 @@ class TaskFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("ab") as handle:
             if not _lock_soon(handle):
-                raise UniegoError(f"another process is working on {self.title} ({self.path}); wait for it or stop it")
+                raise BusyError(f"another process is working on {self.title} ({self.path}); wait for it or stop it")
             began: dict[str, Any] = {"fingerprint": wanted}
             record = self.record  # under the lock: another process may have finished meanwhile
             if overwrite or record is None:

@@ -22,11 +22,21 @@ from .launch import place
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+_patience = False
+
+
+def patient() -> None:
+    """From now on a second stop signal changes nothing in this process: its parent, which sent one, may send more."""
+    global _patience
+    _patience = True
+
+
 class StopFlag:
     """Context manager that turns stop signals into a flag. A second signal ends the process at once.
 
-    Not under torchrun, which sends on what the scheduler has sent to every process already, and kills by itself what
-    does not end in time.
+    Inside another one, what was asked of the inner is asked of the outer, too. Under torchrun a second signal is
+    ignored: it sends on what the scheduler has sent to every process already, and kills by itself what does not end in
+    time.
     """
 
     def __init__(self) -> None:
@@ -47,10 +57,13 @@ class StopFlag:
         ending = self.requested is not None and place().world > 1  # torchrun signals once more when a process ends
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_IGN if ending else handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopFlag) and self.requested is not None:
+                outer.requested = self.requested
         self._previous.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
+        if self.requested is not None and not _patience:
             if place().world > 1:
                 return
             os._exit(EXIT_STOPPED)

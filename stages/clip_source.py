@@ -40,8 +40,8 @@ def store_root(run: Run) -> Path:
     """Folder of the run's clip store."""
     config = run.config
     if config.clips.root is not None:
-        return run.root / config.clips.root
-    return (run.root if is_url(config.cache.root) else run.root / config.cache.root) / CLIP_STORE
+        return run.base / config.clips.root
+    return (run.base if is_url(config.cache.root) else run.base / config.cache.root) / CLIP_STORE
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -144,4 +144,4 @@ def _ego_alone(clip: Clip) -> Clip:
 
 
 def _sources_path(run: Run) -> Path:
-    return run.root / "clips" / "sources.json"
+    return run.base / "clips" / "sources.json"

@@ -114,7 +114,7 @@ def _share(status: npt.NDArray[np.uint8]) -> float | None:
 
 
 def _failures_path(run: Run) -> Path:
-    return run.root / "extract" / "failures.csv"
+    return run.base / "extract" / "failures.csv"
 
 
 def _write_failures(path: Path, failures: Mapping[str, list[Failure]]) -> None:

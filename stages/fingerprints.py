@@ -29,7 +29,7 @@ def clips_hash(clips: Sequence[Clip]) -> str:
 def init_path(run: Run, init: str) -> Path:
     """Where the weights lie that a network starts from; a name that stands for no place here gives none that exists."""
     shipped = init.startswith("demo:")
-    return Path(parse_source(init).location) if shipped else run.root / init
+    return Path(parse_source(init).location) if shipped else run.base / init
 
 
 def init_hash(run: Run, init: str | None) -> str | None:

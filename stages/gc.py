@@ -12,7 +12,7 @@ from ..cache import ClipStore, clip_gc, gc
 from ..cache.clip_gc import ClipGarbage
 from ..cache.verify import store_names
 from ..errors import FingerprintMismatch, UniegoError, UsageError
-from ..pipeline.rundir import Run
+from ..pipeline.rundir import Run, TaskFolder
 from .clip_source import CLIP_STORE, clip_keys, look_at_videos, store_root, store_settings, stored_clips
 from .prepare_clips import alone
 from .targets import open_index, row_keys
@@ -66,8 +66,8 @@ def _common_root(runs: Sequence[Run]) -> Path:
 
 def _refuse_at_work(run: Run) -> None:
     busy = [f"extraction of {key}" for key in run.config.teachers if run.is_extracting(key)]
-    tasks = [*(run.proxy_folder(key) for key in run.config.teachers), run.merge_folder]
-    tasks += [run.variant_folder(name) for name in ("student", *run.variants())]
+    tasks = [folder for key in run.config.teachers for folder in _proxies(run, key)]
+    tasks += [run.merge_folder, *(run.variant_folder(name) for name in ("student", *run.variants()))]
     busy += [task.title for task in tasks if task.running()]
     if busy:
         raise UniegoError(f"{run.root} is at work ({', '.join(busy)}); wait for it or stop it")
@@ -77,9 +77,14 @@ def _needed(run: Run, present: Sequence[str]) -> set[str]:
     """Stores of the run's teachers and proxies; of a proxy that is begun and not done, all that may be its own."""
     names = set(run.config.teachers)
     for key in run.config.teachers:
-        folder = run.proxy_folder(key)
-        if folder.done:
-            names.add(str(folder.results["outputs"]))
-        elif folder.record is not None:
-            names |= {name for name in present if name.startswith(f"proxy-{key}-")}
+        for folder in _proxies(run, key):
+            if folder.done:
+                names.add(str(folder.results["outputs"]))
+            elif folder.record is not None:
+                names |= {name for name in present if name.startswith(f"proxy-{key}-")}
     return names
+
+
+def _proxies(run: Run, teacher: str) -> list[TaskFolder]:
+    """The run's proxy of a teacher, and those of its ablations."""
+    return [run.proxy_folder(teacher), *run.shared_proxies(teacher)]

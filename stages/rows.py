@@ -52,7 +52,7 @@ def run_rows(run: Run, index: ClipIndex | None) -> RunRows:
     recorded = _recorded(run, index) if index is not None else None
     if recorded is not None:
         return recorded
-    if not (run.root / "extract" / "sources.json").exists():
+    if not (run.base / "extract" / "sources.json").exists():
         index = None
     table = run.table()
     places = {name: place for place, name in enumerate(SPLITS)}
@@ -74,12 +74,12 @@ def record_rows(run: Run, index: ClipIndex) -> None:
         return
     found, out = run_rows(run, index), io.BytesIO()
     np.savez(out, key=np.array(_key(run, index)), **found._asdict())
-    files.write_bytes(run.root / "extract" / "rows.npz", out.getvalue())
+    files.write_bytes(run.base / "extract" / "rows.npz", out.getvalue())
 
 
 def _recorded(run: Run, index: ClipIndex) -> RunRows | None:
     try:
-        with np.load(run.root / "extract" / "rows.npz", allow_pickle=False) as stored:
+        with np.load(run.base / "extract" / "rows.npz", allow_pickle=False) as stored:
             if str(stored["key"]) == _key(run, index):
                 found = {name: stored[name] for name in RunRows._fields}
                 return RunRows(**{name: value if value.ndim else value.item() for name, value in found.items()})
@@ -89,7 +89,7 @@ def _recorded(run: Run, index: ClipIndex) -> RunRows | None:
 
 
 def _key(run: Run, index: ClipIndex) -> str:
-    parts = (run.root / run.config.data.table, run.root / "extract" / "sources.json", run.root / "classes.json")
+    parts = (run.base / run.config.data.table, run.base / "extract" / "sources.json", run.base / "classes.json")
     hashes = [files.hash_file(path) for path in parts if path.exists()]
     settings = [run.config.data.model_dump(), run.config.seed]
     return files.hash_bytes(json.dumps([hashes, settings, index.rows_per_shard, index.generations]).encode())

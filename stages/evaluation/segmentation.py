@@ -48,7 +48,7 @@ NAMES = ("mof", "edit", "f1@10", "f1@25", "f1@50")
 def layout_folder(run: Run) -> Path:
     """Where the annotations of the untrimmed videos lie: named, or beside the clip table."""
     named = run.config.evaluate.segmentation.layout
-    return run.table().path.parent if named is None else run.root / named
+    return run.table().path.parent if named is None else run.base / named
 
 
 def why_not(subject: Subject) -> str | None:
