@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # The files of tests are shared among JOBS processes of one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-PACKAGES := -p uniego.cache -p uniego.demo -p uniego.models -p uniego.pipeline -p uniego.stages
-MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_cache -m uniego.cli_clips -m uniego.cli_data -m uniego.cli_extract -m uniego.cli_pose -m uniego.cli_submit -m uniego.cli_teachers -m uniego.cli_verify -m uniego.__main__
+PACKAGES := -p uniego.cache -p uniego.datasets -p uniego.demo -p uniego.models -p uniego.pipeline -p uniego.stages
+MODULES := -m uniego -m uniego.errors -m uniego.cli -m uniego.cli_build -m uniego.cli_cache -m uniego.cli_clips -m uniego.cli_data -m uniego.cli_extract -m uniego.cli_pose -m uniego.cli_submit -m uniego.cli_teachers -m uniego.cli_verify -m uniego.__main__
 
 .PHONY: demo test test-all env lint types clean
 
