@@ -228,6 +228,13 @@ def _read(path: str, folder: FrameFolder, index: int) -> npt.NDArray[np.uint8]:
     except MemoryError:
         raise
     except Exception as error:  # whatever Pillow makes of damaged bytes: there is no disk behind them any more
-        reason: Reason = "truncated" if not data or "truncated" in str(error) else "unreadable"
+        reason: Reason = "truncated" if _ends_early(data) else "unreadable"
         raise VideoError(reason, path, f"{file.name}: {error}") from error
     return np.rot90(picture, folder.file.rotation // 90)
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether there is nothing, or a JPEG or PNG picture without its end."""
+    ends = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
+    end = ends.get(data[:2])
+    return not data or (end is not None and end not in data[-32:])
