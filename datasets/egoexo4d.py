@@ -59,7 +59,10 @@ def build(root: Path, out: Path, options: Options) -> Build:
         segments, labels = _benchmark(root / "annotations" / "keystep_benchmark", found)
     else:
         segments, labels = _keysteps(root / "annotations", options.classes, found)
-    for segment in segments:
+    once = dict.fromkeys(segments)
+    if len(once) < len(segments):
+        found.skipped["the same step at the same time, a second time"] += len(segments) - len(once)
+    for segment in once:
         take = takes.get(segment.uid)
         if take is None:
             found.skipped["the take is not in takes.json"] += 1
@@ -168,9 +171,6 @@ def _add(
     if not there(found, options.keep_missing, {"the ego video": ego, "the exo video": exo}):
         return
     start, name = max(0.0, segment.start_s), f"{take.name}_{segment.step}_{_milliseconds(segment)}"
-    if any(row.clip_id == name for row in found.rows[-200:]):
-        found.skipped["the same step at the same time, a second time"] += 1
-        return
     end = lengths.shortened(found, start, segment.end_s, (path for path in (ego, exo) if path and path.is_file()))
     if end is None:
         return
