@@ -109,10 +109,8 @@ def build(root: Path, out: Path, options: Options) -> Build:
 
 def _read(path: Path, found: Build) -> dict[_Segment, _Annotated]:
     """The annotated segments of a file: one per segment, whatever number of views have a row for it."""
-    rows = read_csv(path, ("video",), "annotations of Assembly101")
-    if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
-        hint = "an old file of the test split has no labels; evaluate on another, or download the present one"
-        raise TableError(f"{path}: no column {', '.join(missing)}: {hint}")
+    hint = "; old files of the test split have no labels: evaluate on another, or download the present one"
+    rows = read_csv(path, _NEEDED, "annotations of Assembly101", hint)
     segments: dict[_Segment, _Annotated] = {}
     posed = 0
     for place, row in enumerate(rows, 2):
@@ -159,7 +157,7 @@ def _add(
         found.skipped["the segment is empty"] += 1
         return
     start, end = first / annotated.fps, (last + 1) / annotated.fps  # the last frame belongs to the segment
-    shortened = lengths.shortened(found, start, end, (path for path in (ego, exo) if path.is_file()))
+    shortened = lengths.shortened(found, start, end, (path for path in (ego, exo) if found.has(path)))
     if shortened is None:
         return
     hands = pose_of(found, "hand poses", [root / "poses@60fps" / f"{sequence}.json"])

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,13 @@ class Build:
     notes: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     beside: dict[str, bytes] = field(default_factory=dict)
+    _present: dict[Path, bool] = field(default_factory=dict)
+
+    def has(self, path: Path) -> bool:
+        """Whether a file or folder is there; each is looked at once."""
+        if path not in self._present:
+            self._present[path] = path.exists()
+        return self._present[path]
 
     def expect(self, what: str, found: int, published: int) -> None:
         """Warn where a total differs from the published one."""
@@ -94,7 +101,7 @@ class Lengths:
 def there(build: Build, keep_missing: bool, named: Mapping[str, Path | None]) -> bool:
     """Whether all files are there; the first that is not is counted, as skipped or, with `keep_missing`, as a note."""
     for what, path in named.items():
-        if path is not None and not path.exists():
+        if path is not None and not build.has(path):
             (build.notes if keep_missing else build.skipped)[f"{what} is not on the disk"] += 1
             return keep_missing
     return True
@@ -102,7 +109,7 @@ def there(build: Build, keep_missing: bool, named: Mapping[str, Path | None]) ->
 
 def pose_of(build: Build, what: str, candidates: Sequence[Path]) -> Path | None:
     """The first skeleton file that is there; where there is none that is counted as a note."""
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if build.has(path)), None)
     if found is None:
         build.notes[f"clips without {what}"] += 1
     return found
@@ -114,9 +121,11 @@ def write_build(build: Build, out: Path, *, root: Path | None = None, overwrite:
     Each file is whole or absent, and the table comes last. Paths are written from `root` where one is given, otherwise
     from the table's folder where they lie below it, else absolute. The same build gives the same bytes.
 
-    Raises `UsageError` where a file is there already and `overwrite` is not set, or there are no rows; `TableError` for
+    Raises `UsageError` where `out` is no `.csv` file, where a file is there already and `overwrite` is not set, or there are no rows; `TableError` for
     two clips of one id.
     """
+    if out.suffix != ".csv":
+        raise UsageError(f"--out {out}: the table is a CSV file; name it FILE.csv")
     if not build.rows:
         raise UsageError(f"no clip is left to write; skipped: {summary(build.skipped) or 'none'}")
     content = {name: build.beside[name] for name in sorted(build.beside)}
@@ -161,10 +170,11 @@ def read_json(path: Path, what: str) -> Any:
         raise UsageError(f"{path}: no whole JSON text ({error}); download it again") from None
 
 
-def read_csv(path: Path, needed: Sequence[str], what: str) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, cells stripped.
+def read_csv(path: Path, needed: Sequence[str], what: str, hint: str = "") -> Iterator[dict[str, str]]:
+    """The rows of a CSV file with a header, cells stripped, one after the other.
 
-    Raises `MissingInputError` where it is not there, `TableError` where it is no such table or lacks a column.
+    Raises `MissingInputError` where it is not there, `TableError` where it is no such table or, with the hint, lacks
+    a column; for a row of another length while the rows are read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -175,13 +185,16 @@ def read_csv(path: Path, needed: Sequence[str], what: str) -> list[dict[str, str
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     header = [name.strip() for name in reader.fieldnames or ()]
     if missing := [name for name in needed if name not in header]:
-        raise TableError(f"{path}: no column {', '.join(missing)}; found {', '.join(header)}")
+        raise TableError(f"{path}: no column {', '.join(missing)}; found {', '.join(header)}{hint}")
     reader.fieldnames = header
-    rows = list(reader)
-    for number, row in enumerate(rows, 2):
+    return _stripped(path, reader)
+
+
+def _stripped(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    for place, row in enumerate(reader, 2):
         if None in row or None in row.values():
-            raise TableError(f"{path}: row {number} has not {len(header)} cells as its header has")
-    return [{name: cell.strip() for name, cell in row.items()} for row in rows]
+            raise TableError(f"{path}: row {place} has not as many cells as its header")
+        yield {name: cell.strip() for name, cell in row.items()}
 
 
 def number(value: Any, path: Path, what: str) -> float:

@@ -110,7 +110,7 @@ def _keysteps(annotations: Path, classes: Classes, found: Build) -> tuple[list[_
 def _benchmark(folder: Path, found: Build) -> tuple[list[_Segment], dict[int, int]]:
     """The benchmark's segments, and the label of each step_unique_id as its label_mapping.csv says."""
     path = folder / "label_mapping.csv"
-    rows = read_csv(path, ("label_id", "step_unique_id", "step_name"), "label map of the keystep benchmark")
+    rows = list(read_csv(path, ("label_id", "step_unique_id", "step_name"), "label map of the keystep benchmark"))
     try:
         labels = {int(row["step_unique_id"]): int(row["label_id"]) for row in rows}
     except ValueError as error:
@@ -166,12 +166,12 @@ def _add(
     if camera is None and not options.keep_missing:
         found.skipped["the take has no exo video"] += 1
         return
-    ego = _video(root, take, take.ego, options.resolution)
-    exo = None if camera is None else _video(root, take, take.exo[camera], options.resolution)
+    ego = _video(found, root, take, take.ego, options.resolution)
+    exo = None if camera is None else _video(found, root, take, take.exo[camera], options.resolution)
     if not there(found, options.keep_missing, {"the ego video": ego, "the exo video": exo}):
         return
     start, name = max(0.0, segment.start_s), f"{take.name}_{segment.step}_{_milliseconds(segment)}"
-    end = lengths.shortened(found, start, segment.end_s, (path for path in (ego, exo) if path and path.is_file()))
+    end = lengths.shortened(found, start, segment.end_s, (path for path in (ego, exo) if path and found.has(path)))
     if end is None:
         return
     body, hand = (_pose(found, root, take, segment.split, kind) for kind in ("body", "hand"))
@@ -184,12 +184,12 @@ def _milliseconds(segment: _Segment) -> str:
     return f"{round(segment.start_s * 1000):07d}_{round(segment.end_s * 1000):07d}"
 
 
-def _video(root: Path, take: Take, written: str, resolution: Resolution) -> Path:
+def _video(found: Build, root: Path, take: Take, written: str, resolution: Resolution) -> Path:
     """A take's video, `written` from its folder: full size, or scaled down, which lies in a folder below."""
     full = root / "takes" / take.name / written
     small = full.parent / "downscaled" / "448" / full.name
     if resolution == "auto":
-        return small if small.is_file() or not full.is_file() else full
+        return small if found.has(small) or not found.has(full) else full
     return small if resolution == "448" else full
 
 

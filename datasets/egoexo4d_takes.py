@@ -79,15 +79,21 @@ def read_best(annotations: Path) -> Best:
         path = annotations / f"atomic_descriptions_{split}.json"
         if not path.is_file():
             continue
-        for uid, annotators in (read_json(path, "atomic descriptions").get("annotations") or {}).items():
-            for annotator in annotators:
-                if _true(annotator.get("rejected")):
-                    continue
-                for text in annotator.get("descriptions") or ():
-                    camera = (text.get("best_exo") or {}).get("cam_id")
-                    if camera and not _true(text.get("unsure")):
-                        seen.setdefault(uid, []).append((float(text["timestamp"]), camera))
+        try:
+            for uid, annotators in (read_json(path, "atomic descriptions").get("annotations") or {}).items():
+                seen.setdefault(uid, []).extend(pair for annotator in annotators for pair in _votes(annotator))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TableError(f"{path}: not atomic descriptions ({type(error).__name__}: {error})") from None
     return Best({uid: sorted(found) for uid, found in seen.items()})
+
+
+def _votes(annotator: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """(second, camera) of what one annotator described; nothing of a rejected one."""
+    if _true(annotator.get("rejected")):
+        return []
+    sure = [text for text in annotator.get("descriptions") or () if not _true(text.get("unsure"))]
+    named = [(text["timestamp"], (text.get("best_exo") or {}).get("cam_id")) for text in sure]
+    return [(float(second), camera) for second, camera in named if camera]
 
 
 def _true(value: Any) -> bool:

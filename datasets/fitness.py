@@ -90,8 +90,12 @@ def build(root: Path, out: Path, options: Options) -> Build:
     records = read_records(annotations / "meta_records.json")
     found = Build(classes=[{"name": name} for name in CLASSES])
     found.expect("records", len(records), _RECORDS)
-    for segment in _segments(annotations, records, options, found):
-        _add(found, root.absolute(), out, records, segment, options)
+    try:
+        for segment in _segments(annotations, records, options, found):
+            _add(found, root.absolute(), out, records, segment, options)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"not the annotations of EgoExo-Fitness ({type(error).__name__}: {error})"
+        raise TableError(f"{annotations}: {what}") from error
     if not found.rows:
         return found
     if options.split == "official":

@@ -102,7 +102,7 @@ def test_old_test_files_have_no_labels(assembly101: Path, tmp_path: Path, call: 
     path.write_text("id,video,start,end,is_shared,is_rgb\n0,s/C10118_rgb.mp4,1,2,0,1\n")
     result = call("build", "assembly101", "--root", assembly101, "--out", tmp_path / "c.csv", "--evaluate-on", "test")
     assert result.exit_code == 2
-    assert "has no labels" in result.output
+    assert "have no labels" in result.output
 
 
 def test_coarse_actions_frame_by_frame(assembly101: Path, tmp_path: Path, call: Call, rows: Rows) -> None:

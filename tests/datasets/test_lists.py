@@ -30,7 +30,7 @@ def test_folders_of_splits_and_classes(tmp_path: Path, call: Call, rows: Rows) -
     root = touch(
         tmp_path / "v", "train/wave/a_ego.mp4", "train/wave/a_exo.mp4", "train/bow/deep/b_ego.mp4",
         "validation/wave/c_ego.mkv", "test/bow/d.v2_ego.mp4", "train/stray.mp4", "train/bow/notes.txt",
-        "train/bow/._b_ego.mp4",
+        "train/bow/._b_ego.mp4", "train/bow/lego_ego.mp4", "train/bow/lego_exo.mp4",
     )  # fmt: skip
     out = tmp_path / "clips.csv"
     result = call("build", "folders", "--root", root, "--out", out, "--pair", "_ego=_exo")
@@ -38,12 +38,19 @@ def test_folders_of_splits_and_classes(tmp_path: Path, call: Call, rows: Rows) -
     assert "skipped: 1 x a video outside the folders of classes" in result.output
     assert "note: 3 x the exo video is not on the disk" in result.output
     table = {row["clip_id"]: row for row in rows(out)}
-    assert set(table) == {"train/wave/a_ego", "train/bow/deep/b_ego", "validation/wave/c_ego", "test/bow/d_v2_ego"}
+    assert set(table) == {
+        "train/wave/a_ego",
+        "train/bow/deep/b_ego",
+        "validation/wave/c_ego",
+        "test/bow/d_v2_ego",
+        "train/bow/lego_ego",
+    }
     assert table["train/wave/a_ego"]["exo_path"] == "v/train/wave/a_exo.mp4"
+    assert table["train/bow/lego_ego"]["exo_path"] == "v/train/bow/lego_exo.mp4"
     assert {row["split"] for row in table.values()} == {"train", "val", "test"}
     assert {row["label"]: row["class_name"] for row in table.values()} == {"0": "bow", "1": "wave"}
     both = call("build", "folders", "--root", root, "--out", out, "--pair", "_ego=_exo", "--require-exo", "--overwrite")
-    assert "wrote 1 clips" in both.output
+    assert "wrote 2 clips" in both.output
 
 
 def test_folders_of_classes_alone(tmp_path: Path, call: Call, rows: Rows) -> None:
