@@ -121,8 +121,8 @@ def write_build(build: Build, out: Path, *, root: Path | None = None, overwrite:
     Each file is whole or absent, and the table comes last. Paths are written from `root` where one is given, otherwise
     from the table's folder where they lie below it, else absolute. The same build gives the same bytes.
 
-    Raises `UsageError` where `out` is no `.csv` file, where a file is there already and `overwrite` is not set, or there are no rows; `TableError` for
-    two clips of one id.
+    Raises `UsageError` where `out` is no `.csv` file, where a file is there already and `overwrite` is not set, or
+    there are no rows; `TableError` for two clips of one id.
     """
     if out.suffix != ".csv":
         raise UsageError(f"--out {out}: the table is a CSV file; name it FILE.csv")

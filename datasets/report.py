@@ -13,7 +13,7 @@ import numpy as np
 from ..pipeline.clips import SPLITS, Clip, ClipTable
 from ..pipeline.durations import header_seconds
 from ..pipeline.progress import Meter
-from .leakage import NEAR, OVERLAP_S, Overlap, Visual, look_alikes, overlaps
+from .leakage import OVERLAP_S, Overlap, Visual, look_alikes, overlaps
 from .looking import Looked, look, sample, write_sheets
 
 LISTED = 5
@@ -148,7 +148,7 @@ def _describe_visual(report: Report) -> list[str]:
     for pair in visual.pairs[:LISTED]:
         where = ", the same file" if pair.same_file else ""
         lines.append(
-            f"  {pair.clip} ({pair.split}) and {pair.other} ({pair.other_split}): {pair.bits} of {NEAR} bits{where}"
+            f"  {pair.clip} ({pair.split}) and {pair.other} ({pair.other_split}): {pair.bits} of 64 bits differ{where}"
         )
     return lines
 
