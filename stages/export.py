@@ -52,7 +52,7 @@ def _fingerprint(run: Run, weights: str) -> dict[str, Any]:
         "sampling": run.config.sampling.model_dump(),
         "single_short_side": run.config.evaluate.single_short_side,
         "normalisation": [run.config.augment.mean, run.config.augment.std],
-        "decoder": backend_identity(run.config.video.backend, (clip.ego_path for clip in run.table().clips)),
+        "decoder": backend_identity(run.config.video.backend),
         "precision": run.config.compute.precision,
         **source_fingerprint(run.config),
     }
