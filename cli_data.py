@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import cli_build
 from .errors import EXIT_FAILURE, UsageError
 
 if TYPE_CHECKING:
+    from .datasets.report import Report
     from .pipeline.clips import Clip, ClipTable
     from .pipeline.config import DataConfig, RunConfig
     from .pipeline.rundir import Run
@@ -53,34 +55,74 @@ def print_json(report: Any) -> None:
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
 
 
-@app.callback()
-def _data() -> None:
-    """Keeps `data` a group although it has one command."""
+app.add_typer(cli_build.app, name="build")
 
 
 @app.command()
 def check(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Clip table, CSV or Parquet.")],
+    table: Annotated[Path | None, typer.Argument(metavar="[TABLE]", help="Clip table, CSV or Parquet.")] = None,
+    run: Annotated[Path | None, typer.Option("-r", "--run", metavar="DIR", help="The table of a run.")] = None,
     root: Annotated[
         Path | None,
         typer.Option("--root", metavar="DIR", help="Where relative paths start. Default: the table's folder."),
     ] = None,
+    sheets: Annotated[
+        Path | None, typer.Option("--sheets", metavar="DIR", help="Draw contact sheets of the sample into a folder.")
+    ] = None,
+    sampled: Annotated[int, typer.Option("--sample", metavar="N", min=0, help="Clips to decode.")] = 16,
+    hashed: Annotated[
+        int, typer.Option("--look-alikes", metavar="N", min=0, help="Clips of each split to compare by sight.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the samples.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Only count, and look for files that do not exist.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a clip table and list the files that do not exist (then the exit code is 1)."""
-    from .pipeline.clips import missing_files, read_clip_table
+    """Check a clip table: files, durations, balance, leakage between splits, and a decoded sample.
 
-    read = read_clip_table(table, root=root)
+    The exit code is 1 where files do not exist, clips of the sample do not decode, or ego clips of two splits share
+    time of one file."""
+    from .pipeline.clips import missing_files
+
+    read, backend = _table_to_check(table, run, root)
     missing = missing_files(read)
+    report = None
+    if not quick:
+        from .datasets.report import Options, examine
+
+        options = Options(sampled, hashed, sheets, seed, backend)
+        report = examine(read, options, leave_out=[clip for clip, _, _ in missing])
+    elif sheets is not None:
+        raise UsageError("--sheets needs clips to be decoded: leave --quick out")
     if as_json:
-        print_json(_report(read, missing))
+        print_json(_report(read, missing) | (report.as_json() if report is not None else {}))
     else:
-        for line in _describe(read):
-            typer.echo(line)
-        for line in _describe_missing(read, missing, len(missing)):
-            typer.echo(line)
-    if missing:
+        _print_check(read, missing, report)
+    if missing or (report is not None and report.bad):
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _print_check(read: ClipTable, missing: Sequence[tuple[Clip, str, Path]], report: Report | None) -> None:
+    from .datasets.report import describe
+
+    for line in [*_describe(read), *(describe(report) if report is not None else [])]:
+        typer.echo(line)
+    for line in _describe_missing(read, missing, len(missing)):
+        typer.echo(line)
+
+
+def _table_to_check(table: Path | None, run: Path | None, root: Path | None) -> tuple[ClipTable, str]:
+    """The table, and the backend that is to decode it."""
+    if (table is None) == (run is None):
+        raise UsageError("name one table: TABLE, or --run DIR")
+    if run is not None:
+        if root is not None:
+            raise UsageError("--root belongs to TABLE; a run has data.root in run.yaml")
+        opened = open_run(run, None)
+        return opened.table(), opened.config.video.backend
+    from .pipeline.clips import read_clip_table
+
+    assert table is not None
+    return read_clip_table(table, root=root), "pyav"
 
 
 def make_run(directory: Path, data: Path, name: str, root: Path | None, overrides: Sequence[str]) -> None:

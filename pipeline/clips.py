@@ -25,6 +25,8 @@ from .cliprows import (
     check_times,
     read_cells,
 )
+from .video_frames import is_frames, read_frames_file
+from .video_info import VideoError
 
 Split = Literal["train", "val", "test"]
 View = Literal["ego", "exo"]
@@ -179,7 +181,10 @@ def _draw(seed: int, clip_id: str) -> float:
 
 
 def missing_files(table: ClipTable) -> list[tuple[Clip, str, Path]]:
-    """Files that clips name and that do not exist: (clip, column, path). Each path is looked at once."""
+    """Files that clips name and that do not exist: (clip, column, path). Each path is looked at once.
+
+    Of a `.frames` file the folder must exist, too.
+    """
     exists: dict[Path, bool] = {}
     missing: list[tuple[Clip, str, Path]] = []
     for clip in table.clips:
@@ -188,7 +193,16 @@ def missing_files(table: ClipTable) -> list[tuple[Clip, str, Path]]:
             if path is None:
                 continue
             if path not in exists:
-                exists[path] = os.path.isfile(path)  # noqa: PTH113  (twice as fast on a long table)
+                exists[path] = _exists(path)
             if not exists[path]:
                 missing.append((clip, column, path))
     return missing
+
+
+def _exists(path: Path) -> bool:
+    if not os.path.isfile(path):  # noqa: PTH113  (twice as fast on a long table)
+        return False
+    try:
+        return not is_frames(path) or read_frames_file(path).folder.is_dir()
+    except VideoError:
+        return True  # it is there, and its fault is told when it is read

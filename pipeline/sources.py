@@ -15,9 +15,13 @@ from pathlib import Path
 
 from . import files
 from .clips import Clip
+from .video_frames import is_frames, open_folder
+from .video_info import VideoError
 
 Seen = tuple[int, str, int]
 """What was seen of a file: its size in bytes, a hash of its sample, and when it was changed (nanoseconds).
+
+Of a `.frames` file: the number of its pictures instead of bytes, and a hash that takes in samples of three of them.
 
 The time only tells whether the sample must be taken again; it is no part of a clip's identity.
 """
@@ -74,11 +78,26 @@ def _paths(clip: Clip) -> list[tuple[str, Path]]:
 
 def _look(path: Path, known: Seen | int | None) -> Seen | int | None:
     try:
+        if is_frames(path):
+            return _look_at_pictures(path, known)
         stat = path.stat()
         if isinstance(known, int) and known == stat.st_size:
             return known  # its clips keep the features that they have
         if isinstance(known, tuple) and (known[0], known[2]) == (stat.st_size, stat.st_mtime_ns):
             return known
         return stat.st_size, sample(path, stat.st_size), stat.st_mtime_ns
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, VideoError):
         return None
+
+
+def _look_at_pictures(path: Path, known: Seen | int | None) -> Seen:
+    """Of a `.frames` file: how many pictures there are; a hash of that, of their rate, rotation and first number, and
+    of samples of the first, the middle and the last one. Where the folder lies does not count."""
+    folder = open_folder(path)
+    count, changed = len(folder.numbers), folder.file.changed_ns(path)
+    if isinstance(known, tuple) and (known[0], known[2]) == (count, changed):
+        return known
+    pictures = [folder.picture(int(folder.numbers[place])) for place in (0, count // 2, count - 1)]
+    samples = [sample(picture, picture.stat().st_size) for picture in pictures]
+    said = [count, folder.frame_count, folder.file.fps, folder.file.rotation, folder.first, *samples]
+    return count, files.hash_bytes(_JSON.encode(said).encode()), changed

@@ -1,5 +1,7 @@
 """One interface over two decoders: which frames a video file has, and those frames as pictures.
 
+A `.frames` file stands for a folder of numbered pictures (see `video_frames`), whichever decoder is chosen.
+
     with open_video(path) as video:
         first, end = segment(video.info, 2.0, 9.5)
         frames = video.frames(range(first, end, 10))
@@ -11,14 +13,17 @@ the same pixels, since their colour conversions differ. `backend_identity` belon
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from importlib import metadata
 
 import av
 import numpy as np
 
 from ..errors import UsageError
+from .jpeg import codec_identity
 from .sampling import window_indices
 from .video_decord import DecordVideo, import_decord
+from .video_frames import FramesVideo, is_frames
 from .video_info import StrPath, VideoError, VideoInfo
 from .video_pyav import PyAVVideo
 from .video_source import Video
@@ -46,11 +51,11 @@ def open_video(path: StrPath, backend: str = "pyav") -> Video:
     Raises `VideoError` (missing, unreadable, no_video, truncated) if the file is at fault, `UsageError` for an
     unknown or uninstalled backend. An `OSError` of the machine (EIO, ESTALE, ETIMEDOUT, …) passes as it is.
     """
-    if backend == "pyav":
-        return PyAVVideo(path)
-    if backend == "decord":
-        return DecordVideo(path)
-    raise UsageError(f"unknown video backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown video backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if is_frames(path):
+        return FramesVideo(path)
+    return PyAVVideo(path) if backend == "pyav" else DecordVideo(path)
 
 
 def segment(info: VideoInfo, start_s: float | None, end_s: float | None) -> tuple[int, int]:
@@ -77,12 +82,18 @@ def segment(info: VideoInfo, start_s: float | None, end_s: float | None) -> tupl
     return nearest, nearest + 1
 
 
-def backend_identity(backend: str) -> dict[str, str]:
+def backend_identity(backend: str, videos: Iterable[StrPath | None] = ()) -> dict[str, str]:
     """What decides a backend's pixels, for fingerprints: its name, version and those of its FFmpeg libraries.
 
     decord does not tell its FFmpeg's version; its own version stands for the copy it carries. The frame table is
-    PyAV's in either case. Raises `UsageError` for an unknown or uninstalled backend.
+    PyAV's in either case. Where a `.frames` file is among `videos`, Pillow's and its JPEG library's versions belong to
+    it. Raises `UsageError` for an unknown or uninstalled backend.
     """
+    pictures = {"pictures": " ".join(codec_identity().values())} if any(map(is_frames, videos)) else {}
+    return _decoder_identity(backend) | pictures
+
+
+def _decoder_identity(backend: str) -> dict[str, str]:
     libraries = {
         name: ".".join(str(number) for number in version)
         for name, version in sorted(av.library_versions.items())

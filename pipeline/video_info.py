@@ -69,6 +69,9 @@ def check_file(path: StrPath) -> None:
     """Refuse what is no readable, regular, non-empty file: `VideoError`; an `OSError` of the machine passes."""
     try:
         status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            advice = "a folder of pictures is read through a .frames file, which says how many there are in a second"
+            raise VideoError("unreadable", path, f"a folder; {advice} (docs/datasets.md)")
         if not stat.S_ISREG(status.st_mode):
             raise VideoError("unreadable", path, "not a regular file")
         with Path(path).open("rb") as file:

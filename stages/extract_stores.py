@@ -84,7 +84,8 @@ def fingerprint(run: Run, teacher: Teacher) -> dict[str, Any]:
 
     fp32 goes without saying, as in caches that are older than the choice.
     """
-    decoder = backend_identity(run.config.video.backend) if teacher.reads in {"frames", "clip"} else {}
+    videos = (clip.video(teacher.view) for clip in run.table().clips)
+    decoder = backend_identity(run.config.video.backend, videos) if teacher.reads in {"frames", "clip"} else {}
     return {
         "teacher": teacher.fingerprint(),
         "picks": "as stored" if teacher.reads == "stored" else "centres of equal parts of the clip",

@@ -74,7 +74,7 @@ def prepare_clips(run: Run, *, verify: bool = False) -> Prepared:
         record_videos(run, seen)
         keys = clip_keys(clips, seen)
         made = {
-            "decoder": backend_identity(run.config.video.backend),
+            "decoder": backend_identity(run.config.video.backend, (clip.ego_path for clip in clips)),
             "resize": f"torch {torch.__version__}",
             "codec": codec_identity(),
         }

@@ -18,7 +18,7 @@ import pytest
 
 FULL = os.environ.get("UNIEGO_TEST_FULL") == "1"
 BITS = 10  # binary digits of a frame's number, painted along its top
-OUR_ROOMS = ("cache", "metrics", "pipeline", "stages", "models", "cli")
+OUR_ROOMS = ("cache", "datasets", "metrics", "pipeline", "stages", "models", "cli")
 
 hypothesis.settings.register_profile("short", max_examples=30, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("full", max_examples=300, deadline=None, print_blob=True)

@@ -291,7 +291,7 @@ def test_a_misspelt_column_is_pointed_out(tmp_path: Path, clip_table: Path) -> N
     table = clip_table.with_name("typo.csv")
     text = clip_table.read_text().splitlines()
     table.write_text("\n".join([text[0].replace("start_s", "start"), *text[1:]]) + "\n")
-    assert "did you mean 'start_s'?" in good("data", "check", table)
+    assert "did you mean 'start_s'?" in good("data", "check", table, "--quick")
 
 
 def test_settings_of_the_record_are_plain_json(run: Path) -> None:
