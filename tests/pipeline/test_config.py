@@ -22,7 +22,7 @@ def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
     return [model, *(deeper for a in found for deeper in sections(a))]
 
 
-@pytest.mark.parametrize("model", {*sections(RunConfig), TeacherConfig, SPDConfig})
+@pytest.mark.parametrize("model", list(dict.fromkeys((*sections(RunConfig), TeacherConfig, SPDConfig))))
 def test_every_field_is_documented(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         inner = field.annotation
@@ -30,7 +30,7 @@ def test_every_field_is_documented(model: type[BaseModel]) -> None:
         assert field.description or own, f"{model.__name__}.{name}"
 
 
-@pytest.mark.parametrize("model", set(sections(RunConfig)))
+@pytest.mark.parametrize("model", list(dict.fromkeys(sections(RunConfig))))
 def test_defaults_are_what_a_strict_reader_makes_of_them(model: type[BaseModel]) -> None:
     arguments: dict[str, Any] = {"teachers": tiny_teachers()} if model is RunConfig else {}
     config = model(**arguments)
