@@ -5,10 +5,10 @@
 
 PYTHON ?= python3
 VENV := .venv
-JOBS ?= 2
+JOBS ?= 3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# The files of tests are shared among JOBS processes of one thread each.
+# The files of tests are shared among JOBS processes of one thread each; many tests wait for others.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # What is type-checked: every package and module at the top.
 PACKAGES := $(patsubst %/__init__.py,-p uniego.%,$(filter-out tests/%,$(wildcard */__init__.py)))

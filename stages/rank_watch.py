@@ -30,6 +30,7 @@ class Watch:
     def __init__(self, store: Store, beats: Store, rank: int, world: int) -> None:
         self.rank, self.others = rank, [other for other in range(world) if other != rank]
         self.meetings = 0
+        self._dead: set[int] = set()
         self._store, self._ended = store, threading.Event()
         store.set(f"where/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
         self._thread = threading.Thread(target=self._beat, args=(beats,), name="signs-of-life", daemon=True)
@@ -57,10 +58,13 @@ class Watch:
                 return
 
     def linger(self) -> None:
-        """Of the first process, which may hold the store: give the others a moment to read in it why it leaves."""
-        started = time.monotonic()
-        while self.rank == 0 and time.monotonic() - started < SILENCE:
-            if all(self._store.check([f"left/{other}"]) for other in self.others):
+        """Of the first process, which may hold the store: give the others the time to find out in it who is gone.
+
+        Some notice only now that anybody is, and then need `SILENCE` for it.
+        """
+        living, started = [other for other in self.others if other not in self._dead], time.monotonic()
+        while self.rank == 0 and time.monotonic() - started < 2 * SILENCE:
+            if all(self._store.check([f"left/{other}"]) for other in living):
                 return
             time.sleep(0.05)
 
@@ -82,6 +86,7 @@ class Watch:
         now = self._beats()
         dead = [rank for rank in self.others if now[rank] == first[rank] and rank not in said]
         if dead:
+            self._dead.update(dead)
             names = ", ".join(f"rank {rank} ({self._store.get(f'where/{rank}').decode()})" for rank in dead)
             return RankLost(
                 f"{names} died without a word: killed, or out of memory (see the kernel's log); the training ends "

@@ -115,7 +115,7 @@ def _end(device: torch.device, error: BaseException | None) -> None:
     _company = _Company()
     if error is None or device.type == "cpu":  # NCCL would wait for sums that never come
         dist.destroy_process_group()
-    if watch is not None and error is not None and not isinstance(error, RankLost):
+    if watch is not None and error is not None:
         watch.linger()
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from uniego import __version__, cli, errors
 from uniego.pipeline.configfile import load_config
 from uniego.stages.extract_options import ExtractOptions, Share
+from uniego.stages.proxy_options import ProxyOptions
 
 STAGES = ["extract-teachers", "train-proxies", "distill", "evaluate"]
 
@@ -265,7 +266,7 @@ def test_stages_get_what_was_asked(run: Path, stage: Callable[..., list[Any]], m
     wanted = ExtractOptions(engine="dask", slurm_workers=3, sbatch=("--mem=1G",), dry_run=True)
     assert calls["extract_teachers"][2][2]["options"] == wanted
     ((_, nobody, options),) = calls["train_proxies"]
-    assert (nobody, options) == (None, {"overwrite": False, "strict": True})
+    assert (nobody, options) == (None, {"overwrite": False, "strict": True, "options": ProxyOptions()})
     ((opened, options),) = calls["distill"]
     assert (opened.root.resolve(), options) == (run.resolve(), {"overwrite": False, "strict": False})
     ((_, options),) = calls["evaluate"]

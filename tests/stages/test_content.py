@@ -15,6 +15,7 @@ from uniego.cache import FeatureStore
 from uniego.errors import FingerprintMismatch, Stopped
 from uniego.pipeline import rundir
 from uniego.pipeline.rundir import Run, TaskFolder
+from uniego.stages import proxy_training
 from uniego.stages import train_proxies as stage
 from uniego.stages.extract_teachers import extract_teachers
 from uniego.stages.status import status
@@ -46,7 +47,7 @@ def begun(tmp_path: Path, extracted: Path, monkeypatch: pytest.MonkeyPatch) -> R
         raise Stopped("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "train_to_folder", stop)
+        patch.setattr(proxy_training, "train_to_folder", stop)
         with pytest.raises(Stopped):
             stage.train_proxies(run)
     shutil.rmtree(run.proxy_folder(KEY).path / "checkpoints" / "step-1")

@@ -262,7 +262,7 @@ def test_fault_06_a_full_disk_stops_the_writer_and_the_run(
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
 def test_fault_02_a_signal_to_the_whole_group_saves_and_leaves_nobody(
     number: int, tmp_path: Path, make_video: Callable[..., Path]
 ) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -164,6 +165,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def flat(line: dict[str, Any]) -> dict[str, float]:
     line = {**line, **line.get("validation", {})}
+    taught = line.pop("teaching", {})
+    numbers = {key: values for key, values in taught.items() if key != "proxies"}.items()
+    line |= {f"{key}[{i}]": value for key, values in numbers for i, value in enumerate(np.ravel(values).tolist())}
+    line |= {f"{name} {place}": 0 for place, name in enumerate(taught.get("proxies", ()))}
     return {key: value for key, value in line.items() if key not in ("clips_per_s", "data_wait", "validation")}
 
 

@@ -34,6 +34,7 @@ def test_ctrl_c_ends_it_cleanly(run: Path, terminal: bool) -> None:
         stdout=theirs,
         stderr=subprocess.PIPE,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let jobs in the background ignore it
     )
     os.close(theirs)
     shown, until = b"", time.monotonic() + 60
