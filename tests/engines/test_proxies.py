@@ -88,6 +88,7 @@ def test_two_at_a_time_make_the_bytes_of_one_after_the_other(run: Path, alone: d
     assert made(run) == alone
 
 
+@pytest.mark.slow
 def test_fault_02_a_stop_signal_to_the_group_saves_all_and_the_same_command_goes_on(
     run: Path, alone: dict[str, Any], start: Any, until: Any, family: Any
 ) -> None:

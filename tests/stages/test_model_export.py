@@ -105,6 +105,7 @@ def test_refuses_and_leaves_nothing_half_made(run: Path, tmp_path: Path, monkeyp
     good("export", "--run", run, "--out", tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_numbers_for_any_batch(run: Path, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra `onnx` is not installed")
