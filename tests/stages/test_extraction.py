@@ -289,7 +289,7 @@ def test_fault_02_a_signal_to_the_whole_group_saves_and_leaves_nobody(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 75, err
-    assert len(decoders) == 2
+    assert len(decoders) >= 2
     assert not any(decoder.is_running() for decoder in decoders)
     assert len(chunks(run)) < len(chunks(calm))
     extracted(run)
