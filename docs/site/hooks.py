@@ -16,7 +16,7 @@ PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 ELSEWHERE = {**PAGES, "README.md": "getting-started.md"}
 
 
-def on_config(config: Any) -> Any:
+def on_startup(**_: Any) -> None:
     """Link the package under its name: its folder is the repository, which may be called anything and holds more."""
     package = SOURCE / "uniego"
     package.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,6 @@ def on_config(config: Any) -> Any:
     for path in [*ROOT.glob("*.py"), *(init.parent for init in ROOT.glob("*/__init__.py"))]:
         if path.name != "tests":
             (package / path.name).symlink_to(path)
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
