@@ -28,7 +28,8 @@ test-all: env
 
 docs: env
 	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "to read it with its search: $(BIN)/python -m http.server -d build/site"
 
 env: $(INSTALLED)
 
