@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: pages that lie outside of docs/, and the package as a reader of Python finds it."""
+"""What MkDocs does not do by itself: pages outside of docs/, and the package as a reader of Python finds it."""
 
 from __future__ import annotations
 
