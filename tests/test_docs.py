@@ -1,7 +1,7 @@
 """What README and docs/ show works when typed; what they name exists: commands, options, links, messages.
 
 Blocks of a page run in their order, in a folder with the README's data and its finished run. A block that is not run
-says so, and why, in a comment before it. Only the README's blocks are in the short gate.
+says so, and why, in a comment before it. The short gate runs the README and the quick pages.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ IN_RUN = {
     "stages.md",
 }
 FRESH_RUN = {"clip-store.md", "extract.md", "proxies.md", "train-teacher.md"}  # in a run with nothing but features
+QUICK = {"api.md", "cache-format.md", "extract.md", "slurm.md", "stages.md"}
 PACKAGES = ("cache", "datasets", "demo", "metrics", "models", "pipeline", "stages")
 
 
@@ -140,8 +141,9 @@ def test_the_readme_works_when_typed(folder: Path) -> None:
     assert (folder / "my-run" / "distill" / "student" / "model" / "config.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in RUN if page != "README.md"])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[] if page in QUICK else pytest.mark.slow) for page in RUN if page != "README.md"]
+)
 def test_a_page_works_when_typed(
     page: str, folder: Path, tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
