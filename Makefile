@@ -29,7 +29,7 @@ test-all: env
 docs: env
 	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "to read it with its search: $(BIN)/python -m http.server -d build/site"
+	@echo "build/site/index.html, to be opened from the disk or served"
 
 env: $(INSTALLED)
 
