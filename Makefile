@@ -27,7 +27,6 @@ test-all: env
 	UNIEGO_TEST_FULL=1 $(PYTEST)
 
 docs: env
-	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/site/index.html, to be opened from the disk or served"
 

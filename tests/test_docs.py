@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
-from uniego import cli
+from uniego import cli, errors
 from uniego.pipeline.clips import read_clip_table
 
 ROOT = Path(__file__).parents[1]
@@ -236,33 +236,50 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in _anchors(found.read_text(encoding="utf-8")), f"{page}: {target}#{anchor}"
 
 
-def _texts() -> Iterator[str]:
-    """Every text of the program; what is filled in is a NUL."""
+def _texts() -> Iterator[tuple[str, int | None]]:
+    """Every text of the program, NUL for what is filled in, and the exit code of the error that it is written for."""
     for path in [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]:
+        codes: dict[ast.AST, int] = {}
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and hasattr(errors, node.func.id):
+                codes |= dict.fromkeys(ast.walk(node), getattr(getattr(errors, node.func.id), "exit_code", 1))
             if isinstance(node, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                parts = (str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                yield "".join(parts), codes.get(node)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+                yield node.value, codes.get(node)
+
+
+def _quoted() -> Iterator[tuple[str, int | None]]:
+    """The messages that troubleshooting.md quotes, and the exit code beside each, where its table has one."""
+    names = {"message": 0, "exit code": 1, "reason": 1}  # first column of a table: where its messages stand
+    first = None
+    for line in PAGES["troubleshooting.md"].read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            first = None
+        elif first is None:
+            first = cells[0]
+        elif not line.startswith("|-"):
+            code = int(cells[0]) if first == "exit code" else None
+            yield from ((text, code) for text in re.findall(r"`([^`]+)`", cells[names[first]]))
 
 
 def test_quoted_messages_are_in_the_program() -> None:
-    texts, quoted = list(_texts()), []
-    names = {"message": 0, "exit code": 1, "reason": 1}  # first column of a table: where its messages stand
-    column = None
-    for line in PAGES["troubleshooting.md"].read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
-        if not line.startswith("|"):
-            column = None
-        elif column is None:
-            column = names[cells[0]]
-        elif not line.startswith("|-"):
-            quoted += re.findall(r"`([^`]+)`", cells[column])
+    texts, quoted = list(_texts()), list(_quoted())
     assert len(quoted) > 60
-    patterns = {
-        text: re.compile(".*".join(re.escape(part.strip()) for part in text.split("…")), re.S) for text in quoted
-    }
-    assert [text for text, pattern in patterns.items() if not any(map(pattern.search, texts))] == []
+    for message, code in quoted:
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("…")), re.S)
+        found = {of for text, of in texts if pattern.search(text)}
+        assert found, f"{message!r} is not in the program"
+        assert code is None or found == {None} or code in found, f"{message!r} ends with {found}, not {code}"
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    for page in ("README.md", "commands.md"):
+        table = PAGES[page].read_text(encoding="utf-8").split("| code | meaning |")[1].split("\n\n")[0]
+        assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.M)} == codes
 
 
 def test_every_page_is_in_the_site() -> None:
