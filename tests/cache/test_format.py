@@ -45,19 +45,18 @@ class Reader:
 
     def _ledger(self) -> dict[int, dict[str, Any]]:
         """shard: the line that counts."""
-        lines: dict[int, dict[str, list[dict[str, Any]]]] = {}
+        lines: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
         for path in sorted((self.store / "ledger").glob("*.jsonl")):
             for line in path.read_bytes().split(b"\n")[:-1]:
                 body, _, check = line.rpartition(b',"check":"')
                 if blake(body + b"}").encode() + b'"}' != check:
                     continue
                 record = json.loads(line)
-                lines.setdefault(record["shard"], {}).setdefault(path.name, []).append(record)
+                lines.setdefault(record["shard"], {})[path.name, record.get("maker", "")] = record  # the last
         entries: dict[int, dict[str, Any]] = {}
         for shard, of_files in lines.items():
-            last = [records[-1] for records in of_files.values()]
-            top = max(record["revision"] for record in last)
-            for record in last:
+            top = max(record["revision"] for record in of_files.values())
+            for record in of_files.values():
                 if record["revision"] == top and self._is_written(shard, record):
                     entries[shard] = record
         return entries
