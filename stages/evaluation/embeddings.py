@@ -136,8 +136,10 @@ def clips_order(clips: Sequence[Clip]) -> str:
 
 
 def kept_embeddings(folder: TaskFolder, clips: Sequence[Clip], wanted: Sequence[Clip]) -> Embeddings | None:
-    """Those of `wanted` among the clips that `embed` kept in `folder`, of which `clips` are all; None where it kept
-    none, or those of other clips. Only the parts that are needed are read. Raises `IntegrityError` for a damaged one."""
+    """Those of `wanted` out of what `embed` kept of `clips` in `folder`; None where it kept none, or other clips.
+
+    Only the parts that are needed are read. Raises `IntegrityError` for a damaged one.
+    """
     known = (folder.record or {}).get("fingerprint", {})
     if not folder.done or (known.get("clips"), known.get("order")) != (clips_hash(clips), clips_order(clips)):
         return None

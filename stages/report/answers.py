@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ProxyAnswer:
-    """A proxy's answer. `part`: its part in teaching this clip, a key of `PARTS`; empty where the bank tells nothing."""
+    """A proxy's answer. `part`: its part in teaching the clip, a key of `PARTS`; empty where the bank tells nothing."""
 
     answer: Answer
     part: str

@@ -21,6 +21,6 @@ def spread(clips: Sequence[Clip], count: int, seed: int) -> list[Clip]:
 
 
 def hits_and_misses(right: Sequence[Clip], wrong: Sequence[Clip], count: int, seed: int) -> list[Clip]:
-    """`count` clips, half of them right, half wrong; where one kind has too few, more of the other. Right ones first."""
+    """`count` clips, half of them right, half wrong, right ones first; of the other where one kind has too few."""
     misses = spread(wrong, max(count // 2, count - len(right)), seed)
     return spread(right, count - len(misses), seed) + misses

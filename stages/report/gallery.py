@@ -67,10 +67,10 @@ _NOTE = (
 
 
 def _best_exo(results: Mapping[str, Any]) -> str | None:
-    """The exo teacher whose features are found best, by mAP of the class."""
-    known = {key: e["class"]["map"] for key, e in results.get("ego_to_exo", {}).items() if "class" in e}
-    known = {key: value for key, value in known.items() if value is not None}
-    return max(known, key=lambda key: known[key]) if known else None
+    """The exo teacher whose features are found best, by mAP of the class, or of the partner where no class repeats."""
+    entries = {key: entry for key, entry in results.get("ego_to_exo", {}).items() if "class" in entry}
+    scores = {key: [entry[kind]["map"] for kind in ("class", "partner")] for key, entry in entries.items()}
+    return max(scores, key=lambda key: [score or 0.0 for score in scores[key]]) if scores else None
 
 
 def _without_exo(run: Run, results: Mapping[str, Any], best: str | None, rows: Sequence[Any]) -> str:

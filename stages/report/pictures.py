@@ -23,7 +23,7 @@ from ...pipeline.rundir import Run
 PICTURES = 3_400_000
 """Characters of pictures in a page: what a page of 5 MB leaves for them."""
 _QUALITIES = (85, 75, 60, 45, 30)
-_BYTES_PER_PIXEL = 0.35  # of a picture before it is written as text; a coarser one is taken above that
+_BYTES, _BYTES_PER_PIXEL = 700, 0.35  # of a picture before it is written as text; a coarser one is taken above that
 _MOST_DECODERS = 2
 
 Box = tuple[int, int]
@@ -55,7 +55,7 @@ class Budget:
         small, data = np.asarray(image), b""
         for quality in _QUALITIES:
             data = jpeg.encode(small, quality)
-            if len(data) <= _BYTES_PER_PIXEL * image.width * image.height:
+            if len(data) <= _BYTES + _BYTES_PER_PIXEL * image.width * image.height:
                 break
         source = "data:image/jpeg;base64," + base64.b64encode(data).decode()
         if len(source) > self.left:
@@ -65,17 +65,17 @@ class Budget:
 
 
 class Wanted(NamedTuple):
-    """`count` frames spread over a clip's video of a view."""
+    """A number of frames spread over a clip's video of a view."""
 
     clip: Clip
     view: View
-    count: int
+    frames: int
 
 
 class Looked(NamedTuple):
     """What was wanted and what came of it; `error`: why there are no frames, None where there are.
 
-    frames: uint8 [count, H, W, 3], numbers: int64 [count], which frames of the clip they are. length: of the clip.
+    frames: uint8 [n, H, W, 3], numbers: int64 [n], which frames of the clip they are. length: of the clip.
     """
 
     wanted: Wanted
@@ -90,7 +90,7 @@ def look(run: Run, wanted: Sequence[Wanted]) -> Iterator[Looked]:
     takes its place. Raises `OSError` if the machine keeps failing."""
     there = [item for item in wanted if item.clip.video(item.view) is not None]
     jobs = [
-        DecodeJob(str(i.clip.video(i.view)), i.clip.start_s, i.clip.end_s, (i.count,), run.config.video.backend)
+        DecodeJob(str(i.clip.video(i.view)), i.clip.start_s, i.clip.end_s, (i.frames,), run.config.video.backend)
         for i in there
     ]
     workers = min(run.config.compute.workers, _MOST_DECODERS) if jobs else 0
@@ -107,7 +107,7 @@ def _looked(item: Wanted, decoded: Decoded) -> Looked:
     if decoded.frames is None:
         error = decoded.error
         return _nothing(item, "not decoded" if error is None else f"{error.args[2]} ({error.reason})")
-    places = decoded.places(item.count)
+    places = decoded.places(item.frames)
     assert decoded.numbers is not None
     return Looked(item, decoded.frames[places], decoded.numbers[places], decoded.length, None)
 

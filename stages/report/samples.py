@@ -65,9 +65,7 @@ def sample_clips(run: Run, budget: Budget) -> Section | Absent:
         name = class_names(run, table.num_classes)[clip.label]
         skeleton = _skeleton(run, clip, looks[clip.clip_id, _pose_view(run)], budget)
         found = pictures[clip.clip_id]
-        samples.append(
-            Sample(clip.clip_id, clip.split, name, found, skeleton, student, proxies, clip.label, missing)
-        )
+        samples.append(Sample(clip.clip_id, clip.split, name, found, skeleton, student, proxies, clip.label, missing))
     body = render("pictures_samples.html", samples=samples, names=class_names(run, table.num_classes))
     return Section(ID, TITLE, body, _NOTE)
 
@@ -86,7 +84,8 @@ def _test_clips(run: Run) -> list[Clip]:
     path = run.evaluation_folder("student").path / "predictions.csv"
     if not path.exists():
         return spread(_fullest(list(clips.values())), TEST_CLIPS, run.config.seed)
-    right, wrong = [], []
+    right: list[Clip] = []
+    wrong: list[Clip] = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["clip_id"] in clips and row["label_rank"]:
@@ -140,7 +139,7 @@ def _pictures(
         found = pictures[clip.clip_id] = {}
         for view in views:
             found[f"{view} video"] = shown(looks[clip.clip_id, view], budget, BOX, f"{view} frame of {clip.clip_id}")
-        found["depth"] = [_depth(depth, looks[clip.clip_id, view], budget) for view in views]
+        found["depth: ego, exo"] = [_depth(depth, looks[clip.clip_id, view], budget) for view in views]
     return pictures, looks
 
 

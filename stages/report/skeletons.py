@@ -58,7 +58,7 @@ def _person(
     scored: bool,
 ) -> str:
     """Lines and dots of one person; joints of low score are pale, those that were not found are left out."""
-    there = person.any(axis=1)
+    there = np.asarray(person.any(axis=1))
 
     def strength(*joints: int) -> str:
         sure = not scored or min(float(person[joint, 2]) for joint in joints) >= _SURE

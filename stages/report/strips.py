@@ -62,7 +62,8 @@ def segmentation_strips(run: Run, budget: Budget) -> Section | Absent:
     videos = _spread([video for video in found[models[0]] if (models[0], video) in scores], scores, models[0])
     if not videos:
         return Absent(ID, TITLE, "the predictions are of other videos than the ground truth: evaluate again")
-    order = _classes(names, background, [truth[v] for v in videos] + [found[m].get(v, []) for m in models for v in videos])
+    predicted = [found[model].get(video, []) for model in models for video in videos]
+    order = _classes(names, background, [truth[video] for video in videos] + predicted)
     rows = {video: _rows(video, truth[video], found, models, scores, order) for video in videos}
     legend = [{"number": str(n), "name": name.replace("_", " "), "colour": c} for name, (n, c) in order.items()]
     body = render(
@@ -170,10 +171,9 @@ def _svg(
             x, width = 100 * wrong.start / length, 100 * (wrong.end - wrong.start) / length
             parts.append(f'<rect class="pic-off" x="{x:.3f}%" y="{_HEIGHT + 2}" width="{width:.3f}%" height="4"/>')
     said = ", ".join(f"{str(s.label).replace('_', ' ')} {s.start}–{s.end}" for s in stretches)
-    return Markup(
-        f'<svg class="pic-strip" width="100%" height="{height}" role="img" aria-label="{escape(title)}: {escape(said)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    size = f'width="100%" height="{height}"'
+    told = f'role="img" aria-label="{escape(title)}: {escape(said)}"'
+    return Markup(f'<svg class="pic-strip" {size} {told}>{"".join(parts)}</svg>')
 
 
 def _segment(stretch: Stretch, length: int, order: Mapping[str, tuple[int, str]]) -> str:
@@ -181,10 +181,7 @@ def _segment(stretch: Stretch, length: int, order: Mapping[str, tuple[int, str]]
     number, colour = order[str(stretch.label)]
     x, width = 100 * stretch.start / length, 100 * (stretch.end - stretch.start) / length
     told = escape(f"{str(stretch.label).replace('_', ' ')}, {stretch.start} to {stretch.end}")
-    drawn = (
-        f'<rect x="{x:.3f}%" width="{width:.3f}%" height="{_HEIGHT}" fill="{colour}">'
-        f"<title>{told}</title></rect>"
-    )
+    drawn = f'<rect x="{x:.3f}%" width="{width:.3f}%" height="{_HEIGHT}" fill="{colour}"><title>{told}</title></rect>'
     if (stretch.end - stretch.start) / length >= _NUMBERED:
         drawn += f'<text x="{x + width / 2:.3f}%" y="{_HEIGHT - 8}" fill="{_ink(colour)}">{number}</text>'
     return drawn
