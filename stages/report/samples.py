@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,17 @@ ID, TITLE = "sample-clips", "Sample clips"
 TEST_CLIPS, TRAIN_CLIPS, FRAMES = 4, 2, 3
 BOX: Box = (232, 174)
 
+Shown = list[Picture | Markup]
+
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip as the page shows it: pictures by name of the modality, the answers, and what is missing and why."""
+    """A clip as the page shows it: pictures or drawings by modality, the answers, what is missing and why."""
 
     clip_id: str
     split: str
     name: str
-    pictures: dict[str, list[Picture]]
-    skeleton: Markup | Picture
+    modes: dict[str, Shown]
     student: Answer | None
     proxies: dict[str, ProxyAnswer]
     label: int
@@ -63,11 +64,31 @@ def sample_clips(run: Run, budget: Budget) -> Section | Absent:
     for clip in clips:
         student, proxies, missing = answers[clip.clip_id]
         name = class_names(run, table.num_classes)[clip.label]
-        skeleton = _skeleton(run, clip, looks[clip.clip_id, _pose_view(run)], budget)
-        found = pictures[clip.clip_id]
-        samples.append(Sample(clip.clip_id, clip.split, name, found, skeleton, student, proxies, clip.label, missing))
-    body = render("pictures_samples.html", samples=samples, names=class_names(run, table.num_classes))
+        modes = pictures[clip.clip_id]
+        modes["skeleton"] = [_skeleton(run, clip, looks[clip.clip_id, _pose_view(run)], budget)]
+        samples.append(Sample(clip.clip_id, clip.split, name, modes, student, proxies, clip.label, missing))
+    common = _common(samples)
+    body = render("pictures_samples.html", samples=samples, names=class_names(run, table.num_classes), common=common)
     return Section(ID, TITLE, body, _NOTE)
+
+
+def _common(samples: list[Sample]) -> list[str]:
+    """What all of them lack, said once: modalities that no clip has, which are taken out, and the same words."""
+    said = []
+    for mode in list(samples[0].modes):
+        shots = [one for sample in samples for one in sample.modes[mode]]
+        reasons = dict.fromkeys(one.reason for one in shots if isinstance(one, Picture) and one.reason)
+        if not any(isinstance(one, Markup) or one.source for one in shots):
+            said.append(f"No {mode.partition(':')[0]}: {'; '.join(list(reasons)[:3])}.")
+            for sample in samples:
+                del sample.modes[mode]
+    for words in dict.fromkeys(sample.missing for sample in samples if sample.missing):
+        alike = [place for place, sample in enumerate(samples) if sample.missing == words]
+        if len(alike) > 1:
+            said.append(f"{samples[alike[0]].split.capitalize()} clips: {words}")
+            for place in alike:
+                samples[place] = replace(samples[place], missing="")
+    return said
 
 
 _NOTE = (
@@ -128,17 +149,18 @@ def _attempt(act: Callable[[], Mapping[str, Any]]) -> tuple[Mapping[str, Any], s
 
 def _pictures(
     run: Run, budget: Budget, clips: Sequence[Clip]
-) -> tuple[dict[str, dict[str, list[Picture]]], dict[tuple[str, View], Looked]]:
+) -> tuple[dict[str, dict[str, Shown]], dict[tuple[str, View], Looked]]:
     """Frames of both views and depth pictures by clip and modality; and the frames themselves, by clip and view."""
     views: tuple[View, ...] = ("ego", "exo")
     wanted = [Wanted(clip, view, FRAMES) for clip in clips for view in views]
     looks = {(item.wanted.clip.clip_id, item.wanted.view): item for item in look(run, wanted)}
     depth = DepthPictures(run)
-    pictures: dict[str, dict[str, list[Picture]]] = {}
+    pictures: dict[str, dict[str, Shown]] = {}
     for clip in clips:
         found = pictures[clip.clip_id] = {}
         for view in views:
-            found[f"{view} video"] = shown(looks[clip.clip_id, view], budget, BOX, f"{view} frame of {clip.clip_id}")
+            alt = f"{view} frame of {clip.clip_id}"
+            found[f"{view} video"] = [*shown(looks[clip.clip_id, view], budget, BOX, alt)]
         found["depth: ego, exo"] = [_depth(depth, looks[clip.clip_id, view], budget) for view in views]
     return pictures, looks
 
