@@ -66,6 +66,15 @@ def network_answers(run: Run, model: str, split: Split, clips: Sequence[Clip]) -
     return {}
 
 
+def outdated(run: Run, model: str = "student") -> str:
+    """Says so where a model was trained anew after it was evaluated, else empty."""
+    trained = run.ego_only_folder if model == "ego-only" else run.variant_folder(model)
+    measured = (run.evaluation_folder(model).record or {}).get("fingerprint", {}).get("weights")
+    if measured is None or not trained.done or trained.results.get("weights", measured) == measured:
+        return ""
+    return f"The numbers are of an earlier {model}: `{run.command('evaluate')}` measures the present one."
+
+
 def proxies_on_test(run: Run, clips: Sequence[Clip]) -> dict[str, dict[str, ProxyAnswer]]:
     """Answers by clip id and proxy of those proxies that were evaluated; on test clips nobody teaches."""
     found: dict[str, dict[str, ProxyAnswer]] = {clip.clip_id: {} for clip in clips}
@@ -84,6 +93,9 @@ def proxies_on_train(
     or the outputs are gone.
     """
     keys: list[str] = run.student_folder.results["proxies"]
+    gone = [key for key in keys if key not in run.config.teachers]
+    if gone:
+        raise UniegoError(f"the student learned from {', '.join(gone)} too, which run.yaml does not name any more")
     index = open_index(run)
     stores = [FeatureStore.open(run.cache_root / run.proxy_folder(k).results["outputs"], index) for k in keys]
     if not stores:
@@ -106,7 +118,10 @@ def _distill(run: Run) -> DistillConfig:
     """The settings that the student was trained under."""
     record = run.student_folder.record
     settings = {} if record is None else record["fingerprint"].get("settings", {})
-    return DistillConfig.model_validate({**dict(run.config.distill), **settings})
+    try:
+        return DistillConfig.model_validate({**dict(run.config.distill), **settings})
+    except ValueError as error:
+        raise UniegoError(f"the student was trained under settings that are not known here: {error}") from error
 
 
 def _part(bank: ProxyBank, row: int, proxy: int, student: float | None) -> str:

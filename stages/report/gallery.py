@@ -12,6 +12,7 @@ from ...pipeline.clips import Clip, View
 from ...pipeline.rundir import Run
 from ..evaluation.recognition import class_names
 from ..evaluation.retrieval import NEAREST, exo_nearest
+from .answers import outdated
 from .choice import hits_and_misses
 from .pictures import Box, Budget, Picture, Wanted, look, render
 from .section import Absent, Section
@@ -57,7 +58,9 @@ def retrieval_gallery(run: Run, budget: Budget) -> Section | Absent:
         entry = results["ego_to_exo"][best]
         rows.append(_gallery(run, budget, exo_nearest(folder, best), "exo", title, entry))
     absent = _without_exo(run, results, best, rows)
-    return Section(ID, TITLE, render("pictures_gallery.html", galleries=rows, absent=absent), _NOTE)
+    return Section(
+        ID, TITLE, render("pictures_gallery.html", galleries=rows, absent=absent), f"{_NOTE} {outdated(run)}".strip()
+    )
 
 
 _NOTE = (

@@ -48,6 +48,10 @@ class Budget:
     def __init__(self, characters: int = PICTURES) -> None:
         self.left = characters
 
+    def spend(self, characters: int) -> None:
+        """Take room for something else that is large."""
+        self.left = max(0, self.left - characters)
+
     def picture(self, frame: npt.NDArray[np.uint8], box: Box, alt: str) -> Picture:
         """A frame uint8 [H, W, 3] made to fit `box`, never enlarged; a gap with its reason when no room is left."""
         image = Image.fromarray(np.ascontiguousarray(frame))

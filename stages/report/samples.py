@@ -17,7 +17,7 @@ from ...pipeline.poses import Pose
 from ...pipeline.rundir import Run
 from ..evaluation.recognition import class_names
 from ..inputs import clip_pose
-from .answers import PARTS, Answer, ProxyAnswer, network_answers, proxies_on_test, proxies_on_train
+from .answers import PARTS, Answer, ProxyAnswer, network_answers, outdated, proxies_on_test, proxies_on_train
 from .choice import hits_and_misses, spread
 from .depth import DepthPictures
 from .pictures import Box, Budget, Looked, Picture, Wanted, look, render, shown
@@ -69,7 +69,7 @@ def sample_clips(run: Run, budget: Budget) -> Section | Absent:
         samples.append(Sample(clip.clip_id, clip.split, name, modes, student, proxies, clip.label, missing))
     common = _common(samples)
     body = render("pictures_samples.html", samples=samples, names=class_names(run, table.num_classes), common=common)
-    return Section(ID, TITLE, body, _NOTE)
+    return Section(ID, TITLE, body, f"{_NOTE} {outdated(run)}".strip())
 
 
 def _common(samples: list[Sample]) -> list[str]:

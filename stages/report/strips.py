@@ -19,6 +19,7 @@ from ...pipeline import segmentation as layouts
 from ...pipeline.charts import COLOURS
 from ...pipeline.rundir import Run
 from ..evaluation.segmentation import NAMES, layout_folder
+from .answers import outdated
 from .pictures import Budget, render
 from .section import Absent, Section
 
@@ -27,6 +28,8 @@ MODELS = ("student", "ego-only")
 VIDEOS = 6
 _BACKGROUND = "#9a9a9a"
 _HEIGHT = 26  # pixels of a strip
+_MOST = 400  # segments of a strip; one that has more is drawn from as many samples
+_TOLD = 60  # segments that are read out
 _NUMBERED = 0.028  # share of the video from which on a segment carries its number
 
 
@@ -75,9 +78,11 @@ def segmentation_strips(run: Run, budget: Budget) -> Section | Absent:
         names=NAMES,
         labels="labels" if config.label_fps is None else f"labels at {config.label_fps:g} per second",
     )
+    budget.spend(len(body))
     shown, total = len(videos), len(found[models[0]])
     note = f"{shown} of {total} test videos, from the best to the worst predicted by frames. "
-    return Section(ID, TITLE, body, note + "Ticks under a prediction: where it is not the truth.")
+    note += "Ticks under a prediction: where it is not the truth."
+    return Section(ID, TITLE, body, f"{note} {outdated(run, models[0])}".strip())
 
 
 def _joined(name: str) -> str:
@@ -163,6 +168,12 @@ def _svg(
 ) -> Markup:
     """A strip as wide as the page lets it be; below a prediction, ticks where it differs from `truth`."""
     stretches = runs(labels)
+    said = ", ".join(f"{str(s.label).replace('_', ' ')} {s.start}–{s.end}" for s in stretches[:_TOLD])
+    if len(stretches) > _TOLD:
+        said += f" and {len(stretches) - _TOLD} more segments"
+    if len(stretches) > _MOST:
+        labels, truth, length, stretches = _coarse(labels, truth, length)
+        said += f"; drawn from {_MOST} samples"
     parts = [_segment(stretch, length, order) for stretch in stretches]
     height = _HEIGHT
     if truth is not None:
@@ -170,10 +181,18 @@ def _svg(
         for wrong in runs([str(a != b) for a, b in zip(labels, truth, strict=False)], background=("False",)):
             x, width = 100 * wrong.start / length, 100 * (wrong.end - wrong.start) / length
             parts.append(f'<rect class="pic-off" x="{x:.3f}%" y="{_HEIGHT + 2}" width="{width:.3f}%" height="4"/>')
-    said = ", ".join(f"{str(s.label).replace('_', ' ')} {s.start}–{s.end}" for s in stretches)
     size = f'width="100%" height="{height}"'
     told = f'role="img" aria-label="{escape(title)}: {escape(said)}"'
     return Markup(f'<svg class="pic-strip" {size} {told}>{"".join(parts)}</svg>')
+
+
+def _coarse(
+    labels: Sequence[str], truth: Sequence[str] | None, length: int
+) -> tuple[Sequence[str], Sequence[str] | None, int, list[Stretch]]:
+    """As `_MOST` samples at even distances of a video of `length` labels, of which not all may be predicted."""
+    places = [(2 * step + 1) * length // (2 * _MOST) for step in range(_MOST)]
+    labels = [labels[place] for place in places if place < len(labels)]
+    return labels, None if truth is None else [truth[place] for place in places], _MOST, runs(labels)
 
 
 def _segment(stretch: Stretch, length: int, order: Mapping[str, tuple[int, str]]) -> str:

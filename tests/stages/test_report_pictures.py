@@ -290,6 +290,40 @@ def test_strips_are_the_predictions(finished: Run) -> None:
     assert page.text.count(f"{mof:.1f}") >= 2  # one test video: its score is that of all
 
 
+def test_long_videos_are_drawn_coarser_and_told_in_short(run: Run) -> None:
+    folder = run.evaluation_folder("student").path / "segmentation"
+    layout = run.table().path.parent
+    names = [name for name in layouts.read_mapping(layout / "mapping.txt") if name != "background"]
+    labels = [names[place % 7] for place in range(5000)]
+    changed = run.root / "layout"
+    shutil.copytree(layout / "splits", changed / "splits")
+    shutil.copy(layout / "mapping.txt", changed)
+    shutil.copytree(layout / "groundTruth", changed / "groundTruth")
+    (changed / "groundTruth" / "s002_ego.txt").write_text("\n".join(labels) + "\n")
+    layouts.write_prediction(folder / "predictions" / "s002_ego.txt", labels[:4990])
+    evaluate_config = run.config.evaluate
+    cut = evaluate_config.segmentation.model_copy(update={"layout": str(changed)})
+    config = run.config.model_copy(update={"evaluate": evaluate_config.model_copy(update={"segmentation": cut})})
+    budget = Budget()
+    made = segmentation_strips(replace(run, config=config), budget)
+    page = section(made)
+    assert Budget().left - budget.left == len(page.body) < 300_000
+    assert len(page.of("title")) < 801
+    assert all("more segments; drawn from 400 samples" in (a["aria-label"] or "") for a in page.of("svg"))
+    assert not page.of("rect", "pic-off")
+
+
+def test_a_student_trained_anew_is_told(run: Run) -> None:
+    path = run.student_folder.path / "record.json"
+    record = json.loads(path.read_text())
+    record["results"]["weights"] = "0" * 32
+    path.write_text(json.dumps(record))
+    for make in (retrieval_gallery, sample_clips, segmentation_strips):
+        made = make(run, Budget())
+        assert isinstance(made, Section)
+        assert "an earlier student" in made.note
+
+
 def test_what_is_missing_says_which_command_brings_it(run: Run) -> None:
     folder = run.evaluation_folder("student").path
     (folder / "retrieval" / "exo" / "exo_skl.jsonl").unlink()
