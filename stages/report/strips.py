@@ -27,6 +27,8 @@ ID, TITLE = "segmentation-strips", "Segmentation strips"
 MODELS = ("student", "ego-only")
 VIDEOS = 6
 _BACKGROUND = "#9a9a9a"
+_COLOURS = [{"#222255": "#8f6a3a"}.get(colour, colour) for colour in COLOURS if colour != "#bbbbbb"]
+"""Those of the charts but for the grey one, and a brown in place of the one that is lost on a dark page."""
 _HEIGHT = 26  # pixels of a strip
 _MOST = 400  # segments of a strip; one that has more is drawn from as many samples
 _TOLD = 60  # segments that are read out
@@ -135,9 +137,8 @@ def _classes(
 
 def _colour(place: int, count: int) -> str:
     """One of the colours of the charts while they last, else one of `count` hues in three shades."""
-    usable = [colour for colour in COLOURS if colour != "#bbbbbb"]
-    if count <= len(usable):
-        return usable[place]
+    if count <= len(_COLOURS):
+        return _COLOURS[place]
     red, green, blue = colorsys.hls_to_rgb(place / count, (0.42, 0.58, 0.72)[place % 3], 0.6)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
@@ -201,7 +202,7 @@ def _segment(stretch: Stretch, length: int, order: Mapping[str, tuple[int, str]]
     x, width = 100 * stretch.start / length, 100 * (stretch.end - stretch.start) / length
     told = escape(f"{str(stretch.label).replace('_', ' ')}, {stretch.start} to {stretch.end}")
     drawn = f'<rect x="{x:.3f}%" width="{width:.3f}%" height="{_HEIGHT}" fill="{colour}"><title>{told}</title></rect>'
-    if (stretch.end - stretch.start) / length >= _NUMBERED:
+    if (stretch.end - stretch.start) / length >= _NUMBERED and colour != _BACKGROUND:
         drawn += f'<text x="{x + width / 2:.3f}%" y="{_HEIGHT - 8}" fill="{_ink(colour)}">{number}</text>'
     return drawn
 
