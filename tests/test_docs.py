@@ -39,7 +39,6 @@ IN_RUN = {
     "cluster.md",
     "distill.md",
     "evaluation.md",
-    "report.md",
     "slurm.md",
     "stages.md",
 }
