@@ -1,7 +1,8 @@
 """Which process of a training is gone, when a meeting of them all fails.
 
 The processes share a small store (that of torchrun). In it each says, twice a second, that it lives and how many
-meetings it has been to; one that leaves by an error says which.
+meetings it has been to; one that leaves by an error says which. What the first process tells all goes through it too:
+who waits there sees the first one leave.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..errors import EXIT_FAILURE, EXIT_STOPPED, RankLost, Stopped, UniegoError
 
 BEAT = 0.5  # seconds between signs of life
 SILENCE = 4.0  # seconds without one, after which a process counts as dead
+PATIENCE = 20.0  # seconds that the first process waits at most for others to learn what ended it
 
 
 class Watch:
@@ -30,6 +32,7 @@ class Watch:
     def __init__(self, store: Store, beats: Store, rank: int, world: int) -> None:
         self.rank, self.others = rank, [other for other in range(world) if other != rank]
         self.meetings = 0
+        self._told = 0  # how often the first has told something to all
         self._dead: set[int] = set()
         self._store, self._ended = store, threading.Event()
         store.set(f"where/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
@@ -60,13 +63,41 @@ class Watch:
     def linger(self) -> None:
         """Of the first process, which may hold the store: give the others the time to find out in it who is gone.
 
-        Some notice only now that anybody is, and then need `SILENCE` for it.
+        Some notice only now that anybody is, and then need `SILENCE` for it: those that show signs of life are waited
+        for, at most `PATIENCE` seconds.
         """
-        living, started = [other for other in self.others if other not in self._dead], time.monotonic()
-        while self.rank == 0 and time.monotonic() - started < 2 * SILENCE:
+        if self.rank > 0:
+            return
+        started = time.monotonic()
+        beats, heard = self._beats(), dict.fromkeys(self.others, started)
+        while (now := time.monotonic()) - started < PATIENCE:
+            for other, beat in self._beats().items():
+                if beat != beats[other]:
+                    beats[other], heard[other] = beat, now
+            living = [other for other in self.others if other not in self._dead and now - heard[other] < SILENCE]
             if all(self._store.check([f"left/{other}"]) for other in living):
                 return
             time.sleep(0.05)
+
+    def tell(self, value: Any) -> None:
+        """Of the first process: `value` for all others. It does not wait for them."""
+        self._told += 1
+        self._store.set(f"told/{self._told}", json.dumps(value))
+
+    def hear(self) -> Any:
+        """Of another process: what the first tells next, however long that takes. RuntimeError when it has left."""
+        self._told += 1
+        key, pause = f"told/{self._told}", 0.001
+        while not self._store.check([key]):
+            if self._store.check(["left/0"]):
+                raise RuntimeError("the first process has left")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        value = json.loads(self._store.get(key))
+        if self._store.add(f"{key}/heard", 1) == len(self.others):  # by all but the first
+            self._store.delete_key(key)
+            self._store.delete_key(f"{key}/heard")
+        return value
 
     def explain(self, error: BaseException) -> UniegoError:
         """What to raise after a failed meeting: it names who is gone, and why where that is known."""

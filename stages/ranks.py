@@ -7,6 +7,7 @@ order. One that does not come ends the others by `RankLost`, which names it.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,15 +31,12 @@ from .rank_watch import Watch
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=30)  # what the first process does alone may take its time
-
 
 @dataclass
 class _Company:
-    """What `joined` sets up: groups for numbers on the host, and the signs of life."""
+    """What `joined` sets up: a group for numbers on the host, and the signs of life."""
 
     host: dist.ProcessGroup | None = None
-    patient: dist.ProcessGroup | None = None
     watch: Watch | None = None
 
 
@@ -74,7 +72,9 @@ def joined(config: ComputeConfig) -> Iterator[None]:
     error: BaseException | None = None
     try:
         yield
-        from_first(lambda: None)  # nobody leaves before the first is done
+        from_first(lambda: None)  # nobody leaves before the first is done,
+        with _meeting():
+            dist.barrier(_company.host)  # nor that one, with whom the store goes, before all have heard
     except BaseException as caught:
         error = caught
         raise
@@ -96,7 +96,6 @@ def _begin(device: torch.device, rank: int, world: int, timeout: timedelta) -> N
         dist.init_process_group(backend, store=group, rank=rank, world_size=world, timeout=timeout)
         _company = _Company(
             dist.new_group(backend="gloo", timeout=timeout),
-            dist.new_group(backend="gloo", timeout=_PATIENCE),
             Watch(words, signs, rank, world),
         )
         dist.barrier(_company.host)  # from here on all have shown signs of life
@@ -113,6 +112,10 @@ def _end(device: torch.device, error: BaseException | None) -> None:
     if watch is not None:
         watch.end(error)
     _company = _Company()
+    failed = error
+    while failed is not None:  # its frames would keep the connections open, at which others wait for this process
+        traceback.clear_frames(failed.__traceback__)
+        failed = failed.__cause__ or failed.__context__
     if error is None or device.type == "cpu":  # NCCL would wait for sums that never come
         dist.destroy_process_group()
     if watch is not None and error is not None:
@@ -164,14 +167,18 @@ def gathered(value: T) -> list[T]:
 def from_first(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, for all: the others wait, however long that takes.
 
-    For what is written, and for decisions. The value must be plain: numbers, texts, lists and dictionaries of them.
+    For what is written, and for decisions. The value goes through JSON: plain numbers, texts, lists and dictionaries.
     """
-    if world() == 1:
+    watch = _company.watch
+    if world() == 1 or watch is None:
         return make()
-    values: list[Any] = [make() if rank() == 0 else None]
+    if rank() == 0:
+        made = make()
+        with _meeting():
+            watch.tell(made)
+        return made
     with _meeting():
-        dist.broadcast_object_list(values, src=0, group=_company.patient)
-    value: T = values[0]
+        value: T = watch.hear()
     return value
 
 
