@@ -106,15 +106,13 @@ class StudentTask(VideoTask):
         picked = chosen(self._bank, batch, self._columns(batch, epoch))
         with torch.no_grad():
             valid = _taught(out.logits, labels, picked.limit)  # [b,S]
-            shown = valid.unsqueeze(-1)
-            tokens, log_probs = (torch.where(shown, part, 0.0) for part in (picked.tokens, picked.log_probs))
             clips = self._divide_by(valid, batch)
             self._tally.add(labels, picked.proxy, valid)
         feature, logit = selected_loss(
             out.logits,
             out.projected[PROJECTION],
-            tokens=tokens,
-            log_probs=log_probs,
+            tokens=picked.tokens,
+            log_probs=picked.log_probs,
             valid=valid,
             clips=clips,
             config=self._spd,

@@ -68,9 +68,8 @@ def by_bank(
     student = F.cross_entropy(logits.detach(), labels, reduction="none")
     valid = (picked.limit < student[:, None]) | (picked.limit == -torch.inf)
     clips = valid.any(1).sum().clamp(min=1).float()
-    kept = (torch.where(valid.unsqueeze(-1), part, 0.0) for part in (picked.tokens, picked.log_probs))
-    tokens, log_probs = kept
-    terms = selected_loss(logits, token, tokens=tokens, log_probs=log_probs, valid=valid, clips=clips, config=config)
+    taught = {"tokens": picked.tokens, "log_probs": picked.log_probs, "valid": valid, "clips": clips}
+    terms = selected_loss(logits, token, **taught, config=config)
     return *terms, picked.proxy, valid
 
 
