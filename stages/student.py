@@ -165,8 +165,9 @@ class StudentTask(VideoTask):
         record: dict[str, Any] = {"teaching": teaching_record(self._tally.close(), self._names, self._agreement)}
         if self.divisor == "pre-pass":
             took, whole = self._stopwatch.close()
-            record["pre_pass_share"] = round(took / whole, 3)
-            say(f"{self.title}: counting before each step took {took:.1f} s of {whole:.1f} s, {took / whole:.0%}")
+            record["pre_pass_share"] = round(took / whole, 3) if took else None
+            if took:  # an epoch of which nothing was left to do after a stop has no time to tell
+                say(f"{self.title}: counting before each step took {took:.1f} s of {whole:.1f} s, {took / whole:.0%}")
         return record
 
 
