@@ -14,12 +14,12 @@ import torch
 from ..errors import FingerprintMismatch, MissingInputError
 from ..models import TimeSformer
 from ..pipeline import files
-from ..pipeline.config import DistillConfig, SPDConfig
+from ..pipeline.config import DistillConfig, MergeConfig, SPDConfig
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
 from . import ranks
-from .checkpoints import replace_tensors
+from .checkpoints import check_finite, replace_tensors
 from .clip_source import training_reader
 from .compute import prepare
 from .encoder import WEIGHTS
@@ -27,7 +27,7 @@ from .fingerprints import training_fingerprint
 from .loop import Loop
 from .merge import MergeTask, Soup
 from .merge_weights import draw_weights
-from .methods import needed_proxies, needs_pool, student_task, student_title, taught_by_proxies
+from .methods import needed_proxies, needs_pool, proxy_outputs, student_task, student_title, taught_by_proxies
 from .networks import open_networks
 from .proxy_training import has_outputs, proxy_fingerprint
 from .rows import RunRows, run_rows
@@ -93,10 +93,12 @@ def _check_proxies(run: Run, proxies: list[str], rows: RunRows) -> None:
 
 
 def merge_fingerprint(run: Run, proxies: list[str], rows: RunRows) -> dict[str, Any]:
-    """What the merge depends on."""
-    portions = run.config.distill.train
+    """What the merge depends on; where nothing is fitted, not on how that would be done."""
+    merge, portions = run.config.merge, run.config.distill.train
     batch = {"global_batch": portions.global_batch, "micro_batch": portions.micro_batch}
-    return training_fingerprint(run, run.config.merge, {"proxies": _proxy_hashes(run, proxies), **batch}, rows)
+    if merge.level == "average":
+        merge, batch = MergeConfig(level="average"), {}
+    return training_fingerprint(run, merge, {"proxies": _proxy_hashes(run, proxies), **batch}, rows)
 
 
 def student_fingerprint(
@@ -111,7 +113,8 @@ def student_fingerprint(
         kind, _, key = distill.init.partition(":")
         inputs["start"] = _proxy_hashes(run, [key] if kind == "proxy" else teachers)
     if taught_by_proxies(distill):
-        inputs["outputs"] = {key: run.proxy_folder(key).results["outputs"] for key in teachers}
+        outputs = dict(zip(teachers, proxy_outputs(run, open_index(run), teachers), strict=True))
+        inputs["outputs"] = {key: [store.path.name, targets_hash(rows, store)] for key, store in outputs.items()}
     elif distill.method == "naive":
         index = open_index(run)
         stores = {key: open_teacher(run, index, key) for key in teachers}
@@ -128,6 +131,7 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
     folder = run.merge_folder
     with ranks.working(folder, merge_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
         if not needed:
+            ranks.from_first(lambda: remove_scaffold(folder.path))  # of a process killed just after it had finished
             say("merge: finished before, nothing to do")
             return
         folders = {key: run.proxy_folder(key).path / "model" for key in proxies}
@@ -141,6 +145,7 @@ def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrit
         def finish() -> None:
             merged = model.state_dict()
             soup.combine(merged)
+            check_finite({"the combination's weights": soup.weights, **merged}, "the merge of the proxies")
             replace_tensors(folder.path / "merged.safetensors", {name: merged[name] for name in soup.names})
             draw_weights(folder.path, proxies, alphas)
             folder.finish({"proxies": proxies, "alpha": alphas})

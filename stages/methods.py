@@ -39,11 +39,10 @@ def needs_pool(distill: DistillConfig) -> bool:
 
 
 def needed_proxies(distill: DistillConfig, teachers: Sequence[str]) -> list[str]:
-    """Teachers whose proxies must be trained; `teachers` are those of the pool."""
-    if taught_by_proxies(distill) or distill.init in ("merged", "average"):
-        return list(teachers)
+    """Teachers whose proxies must be trained; `teachers` are those of the pool, which a start may lie outside of."""
     kind, _, key = distill.init.partition(":")
-    return [key] if kind == "proxy" else []
+    needed = list(teachers) if taught_by_proxies(distill) or distill.init in ("merged", "average") else []
+    return [*needed, key] if kind == "proxy" and key not in needed else needed
 
 
 def student_title(distill: DistillConfig) -> str:
@@ -85,9 +84,9 @@ def _taught(
     labels = torch.tensor([clip.label for clip in clips])
     proxies = teachers
     if distill.method == "best-proxy":
-        proxies = [_best_proxy(run, teachers, _outputs(run, index, teachers), rows, labels)]
+        proxies = [_best_proxy(run, teachers, proxy_outputs(run, index, teachers), rows, labels)]
     spd = distill.spd([teacher_view(key, config.teachers[key]) for key in proxies])
-    outputs = _outputs(run, index, proxies)
+    outputs = proxy_outputs(run, index, proxies)
     bank = ranks.first_then_others(lambda: training_bank(run, path, outputs, rows, labels, spd))
     ranks.from_first(lambda: folder.bind("outputs of the proxies", content_hash(bank._asdict(), by_id(clips))))
     known, able = (int(part.sum()) for part in (bank.present.any(1), (bank.limit < torch.inf).any(1)))
@@ -98,7 +97,8 @@ def _taught(
     return task
 
 
-def _outputs(run: Run, index: ClipIndex, keys: Sequence[str]) -> list[FeatureStore]:
+def proxy_outputs(run: Run, index: ClipIndex, keys: Sequence[str]) -> list[FeatureStore]:
+    """The stores of what trained proxies said about the clips."""
     names = [run.proxy_folder(key).results["outputs"] for key in keys]
     return [FeatureStore.open(run.cache_root / name, index) for name in names]
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UniegoError, WeightsError
+from ..errors import MissingInputError, UniegoError, WeightsError
 from ..pipeline.config import ComputeConfig, MergeMemory
 from ..pipeline.progress import count, say, size_text
+from . import ranks
 from .compute import resolve_device
 from .encoder import CONFIG, WEIGHTS
 from .view import choose_place
@@ -25,6 +26,7 @@ _SMALL = 1 << 14  # bytes of a tensor that is not worth reading again and again
 _ALONE = 1 << 15  # values up to which torch leaves an operation on a CPU to one thread: more threads only wait here
 _READS = 16  # blocks that are read at a time
 _GPU_READ = 1 << 18  # values of each network that are read at a time, for a GPU
+_AGAIN = "`uniego train-proxies --teacher KEY --overwrite`"
 _OWN = "proj_layer"  # a projection belongs to one network alone
 
 
@@ -65,7 +67,10 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDONLY)
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise MissingInputError(f"weights are gone: no {path}; make them again: {_AGAIN}") from error
         weakref.finalize(self, os.close, self._file)
         size = os.fstat(self._file).st_size
         length = int.from_bytes(os.pread(self._file, 8, 0), "little")
@@ -114,6 +119,7 @@ class Networks:
         """`sources`: the files of what is not in `stacks`."""
         self.keys, self.device = tuple(keys), device
         self._stacks, self._sources = dict(stacks), tuple(sources)
+        self._buffers = _Buffers(device)
         stacked = {name: Spec(tuple(s.shape[1:]), s.dtype) for name, s in stacks.items()}
         self.specs = {**(_shared(sources[0].specs) if sources else {}), **stacked}
 
@@ -172,12 +178,41 @@ class Networks:
             yield 0, self._stacks[name].flatten(1)
             return
         spec = self.specs[name]
-        buffer = torch.empty(len(self.keys), long, dtype=spec.dtype, pin_memory=self.device.type == "cuda")
         for first in range(0, spec.values, long):
-            part = buffer[:, : spec.values - first]
+            part = self._buffers.take(len(self.keys), min(long, spec.values - first), spec.dtype)
             for source, row in zip(self._sources, part.unbind(0), strict=True):
                 source.read(name, row, first)
-            yield first, part.to(self.device)
+            yield first, self._buffers.send(part)
+
+
+class _Buffers:
+    """Memory that blocks are read into. For a GPU two pinned ones in turn: while one travels, the other is filled.
+
+    So the host is never more than two blocks ahead of the device, and waits for it only there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._turn = device, 0
+        self._memory = [torch.empty(0, dtype=torch.uint8)] * (2 if device.type == "cuda" else 1)
+        self._arrivals: list[torch.cuda.Event | None] = [None, None]  # of what was last sent from each
+
+    def take(self, rows: int, values: int, dtype: torch.dtype) -> Tensor:
+        """Memory [rows, values] to be filled and sent before the next is taken; rows are contiguous."""
+        self._turn = (self._turn + 1) % len(self._memory)
+        arrival, size = self._arrivals[self._turn], rows * values * dtype.itemsize
+        if arrival is not None:
+            arrival.synchronize()
+        if len(self._memory[self._turn]) < size:
+            self._memory[self._turn] = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        return self._memory[self._turn][:size].view(dtype).view(rows, values)
+
+    def send(self, part: Tensor) -> Tensor:
+        """What was taken and filled, on the device; the same memory on a CPU."""
+        sent = part.to(self._device, non_blocking=True)
+        if self._device.type == "cuda":
+            arrival = self._arrivals[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrival.record()
+        return sent
 
 
 def open_networks(folders: Mapping[str, Path], memory: MergeMemory, compute: ComputeConfig) -> Networks:
@@ -189,11 +224,12 @@ def open_networks(folders: Mapping[str, Path], memory: MergeMemory, compute: Com
     keys, device = list(folders), resolve_device(compute)
     sources = [WeightsFile(folder / WEIGHTS) for folder in folders.values()]
     natures = [_nature(folder) for folder in folders.values()]
-    advice = "train them under the same settings and classes, `uniego train-proxies --teacher KEY --overwrite`"
+    advice = f"train them under the same settings and classes, {_AGAIN}"
     check_alike(keys, [_shared(source.specs) for source in sources], natures, advice)
     size = sum(spec.bytes for spec in _shared(sources[0].specs).values())
-    place, _ = choose_place(len(keys) * size, compute)
-    stacked = memory == "device" or (memory == "auto" and place == ("device" if device.type == "cuda" else "memory"))
+    fits = choose_place(len(keys) * size, compute)[0] == ("device" if device.type == "cuda" else "memory")
+    # sums differ by rounding with the place, and all processes must hold the same weights: the first one decides
+    stacked = ranks.from_first(lambda: memory == "device" or (memory == "auto" and fits))
     try:
         found = Networks.of_files(keys, sources, device, stacked=stacked)
     except torch.OutOfMemoryError as error:
@@ -218,7 +254,11 @@ def _stack(sources: Sequence[WeightsFile], name: str, device: torch.device) -> T
 
 def _nature(folder: Path) -> dict[str, Any]:
     """What a network is besides its tensors: sizes that no shape tells, and what its classes mean."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInputError(f"what describes weights is gone: no {path}; make them again: {_AGAIN}") from error
     sizes = {name: size for name, size in config["geometry"].items() if name not in ("projections", "drop_path")}
     return {**sizes, **{f"class {number}": name for number, name in enumerate(config["classes"])}}
 

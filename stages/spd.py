@@ -112,20 +112,24 @@ def selected_loss(
     Args:
         student_logits: float [B, C].
         student_projected: float [B, D].
-        tokens: float32 [B, S, D], the chosen proxies' tokens, finite also where not valid.
-        log_probs: float32 [B, S, C], log softmax of their logits; likewise.
+        tokens: float32 [B, S, D], the chosen proxies' tokens; anything, NaN included, where not valid.
+        log_probs: float32 [B, S, C], log softmax of their logits; likewise. -inf is a class of probability 0.
         valid: bool [B, S], which slots teach.
         clips: float32, 0-dim, what the sums over clips are divided by.
         config: weights of the terms, and the distance of tokens.
     """
     weight = valid / (valid.sum(1, keepdim=True).clamp(min=1) * clips)  # [B,S]: 1/n per clip
     feature = logit = student_logits.new_zeros((), dtype=torch.float32)
+    shown = valid.unsqueeze(-1)  # masked before any arithmetic: a gradient of 0 times NaN would be NaN
     if config.feature_weight > 0:
+        tokens = torch.where(shown, tokens, 0.0)
         distance = token_distance(student_projected.float().unsqueeze(1), tokens, config.feature_distance)
         feature = config.feature_weight * (weight * distance).sum()
     if config.logit_weight > 0:
         student = F.log_softmax(student_logits.float(), dim=-1).unsqueeze(1)  # [B,1,C]
-        divergence = (log_probs.exp() * (log_probs - student)).sum(-1)  # [B,S]
+        log_probs = torch.where(shown, log_probs, -torch.inf)
+        probs = log_probs.exp()
+        divergence = torch.where(probs > 0, probs * (log_probs - student), 0.0).sum(-1)  # [B,S]
         logit = config.logit_weight * (weight * divergence).sum()
     return feature, logit
 
@@ -169,7 +173,9 @@ def slots(config: SPDConfig, proxies: int) -> int:
     groups = _groups(config, proxies)
     if config.select == "all":
         return proxies
-    if config.select == "random" or groups is None:
+    if config.select == "random":
+        return config.top_k  # drawn with replacement
+    if groups is None:
         return min(config.top_k, proxies)
     return sum(min(config.top_k, len(group)) for group in groups)
 

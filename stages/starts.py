@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -25,7 +26,7 @@ def initial_student(run: Run, projections: Mapping[str, int], proxies: Sequence[
         return initial_proxy(run, projections)
     model = fresh_model(run, projections)
     if kind == "merged":
-        state = load_file(run.merge_folder.path / "merged.safetensors")
+        state = _weights(run.merge_folder.path / "merged.safetensors", "uniego distill --overwrite")
     else:
         state = average(run, [key] if kind == "proxy" else proxies)
     _take_start(model, state)
@@ -37,10 +38,17 @@ def average(run: Run, proxies: Sequence[str]) -> dict[str, Tensor]:
     """The uniform average of trained proxies, without their projections; one of them is in memory at a time."""
     total: dict[str, Tensor] = {}
     for key in proxies:
-        for name, tensor in load_file(run.proxy_folder(key).path / "model" / WEIGHTS).items():
+        path = run.proxy_folder(key).path / "model" / WEIGHTS
+        for name, tensor in _weights(path, f"uniego train-proxies --teacher {key} --overwrite").items():
             if not name.startswith("proj_layer"):
                 total[name] = total[name].add_(tensor) if name in total else tensor
     return {name: tensor.div_(len(proxies)) for name, tensor in total.items()}
+
+
+def _weights(path: Path, command: str) -> dict[str, Tensor]:
+    if not path.exists():
+        raise MissingInputError(f"the weights to start from are gone: no {path}; run `{command}`")
+    return load_file(path)
 
 
 def _take_start(model: TimeSformer, state: Mapping[str, Tensor]) -> None:

@@ -106,15 +106,13 @@ class StudentTask(VideoTask):
         picked = chosen(self._bank, batch, self._columns(batch, epoch))
         with torch.no_grad():
             valid = _taught(out.logits, labels, picked.limit)  # [b,S]
-            shown = valid.unsqueeze(-1)
-            tokens, log_probs = (torch.where(shown, part, 0.0) for part in (picked.tokens, picked.log_probs))
             clips = self._divide_by(valid, batch)
             self._tally.add(labels, picked.proxy, valid)
         feature, logit = selected_loss(
             out.logits,
             out.projected[PROJECTION],
-            tokens=tokens,
-            log_probs=log_probs,
+            tokens=picked.tokens,
+            log_probs=picked.log_probs,
             valid=valid,
             clips=clips,
             config=self._spd,
@@ -167,8 +165,9 @@ class StudentTask(VideoTask):
         record: dict[str, Any] = {"teaching": teaching_record(self._tally.close(), self._names, self._agreement)}
         if self.divisor == "pre-pass":
             took, whole = self._stopwatch.close()
-            record["pre_pass_share"] = round(took / whole, 3)
-            say(f"{self.title}: counting before each step took {took:.1f} s of {whole:.1f} s, {took / whole:.0%}")
+            record["pre_pass_share"] = round(took / whole, 3) if took else None
+            if took:  # an epoch of which nothing was left to do after a stop has no time to tell
+                say(f"{self.title}: counting before each step took {took:.1f} s of {whole:.1f} s, {took / whole:.0%}")
         return record
 
 

@@ -30,16 +30,14 @@ _BLOCK = 4096  # rows that are hashed at a time
 def choose_place(size: int, config: ComputeConfig) -> tuple[Place, int]:
     """(place, budget of memory in bytes) for so many bytes.
 
-    On a GPU up to a quarter of what is free there stays on it. Memory takes `compute.memory_gb`, or half of what is
-    free; more is mapped.
+    What takes up to a quarter of what is free on a GPU goes there. Of the rest memory takes `compute.memory_gb`, or
+    half of what is free; more is mapped.
     """
     device = resolve_device(config)
     budget = int(config.memory_gb * 1e9) if config.memory_gb is not None else int(free_memory() * _SHARE_OF_MEMORY)
-    if size > budget:
-        return "mapped", budget
     if device.type == "cuda" and size <= torch.cuda.mem_get_info(device)[0] * _SHARE_OF_DEVICE:
         return "device", budget
-    return "memory", budget
+    return "memory" if size <= budget else "mapped", budget
 
 
 def free_memory() -> int:
@@ -66,7 +64,8 @@ def open_view(
     """
     size = sum(part.bytes for part in parts.values())
     place, budget = choose_place(size, config)
-    arrays = mapped(folder / VIEW, key, parts, fill) if place == "mapped" else resident(parts, fill)
+    # on its way to a GPU, too, what memory has no room for lies in a file
+    arrays = mapped(folder / VIEW, key, parts, fill) if size > budget else resident(parts, fill)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if place == "device":
         tensors = {name: tensor.to(resolve_device(config)) for name, tensor in tensors.items()}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from uniego.errors import WeightsError
+from uniego.errors import MissingInputError, WeightsError
 from uniego.models import TimeSformer
 from uniego.pipeline.config import ComputeConfig, MergeMemory
 from uniego.stages.batches import Batch
@@ -244,6 +244,36 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, files: list[Path]) -> None:
     path.write_bytes(files[0].read_bytes()[:4000])
     with pytest.raises(WeightsError, match="became shorter"):
         whole.read("head.weight", torch.empty(7, 48))
+
+
+def test_files_that_are_gone_are_told(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).mkdir()
+        found = folders(tmp_path / name, 2)
+        (found["proxy1"] / name).unlink()
+        with pytest.raises(MissingInputError, match=rf"proxy1/{name}.*train-proxies"):
+            open_networks(found, "auto", ComputeConfig(device="cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [100, 1 << 18])
+def test_a_gpu_reads_from_files_what_it_would_hold(
+    block: int, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small blocks travel from two buffers in turn: none is overwritten before it has arrived."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    monkeypatch.setattr("uniego.stages.networks._GPU_READ", block)
+    gpu, keys = torch.device("cuda"), ("a", "b", "c")
+    places = (Networks.of_files(keys, [WeightsFile(f) for f in files], gpu, stacked=s) for s in (True, False))
+    one, other = (Soup(part, "layer") for part in places)
+    outs = [{n: torch.empty(one.networks.specs[n].shape, device=gpu) for n in one.names} for _ in range(2)]
+    for made, out in zip((one, other), outs, strict=True):
+        torch.cuda._sleep(10_000_000)  # type: ignore[no-untyped-call]  # the host runs ahead
+        made.combine(out)
+    for name in one.names:
+        torch.testing.assert_close(outs[0][name], outs[1][name])
+    torch.testing.assert_close(one.weight_gradient(outs[0]), other.weight_gradient(outs[0]))
 
 
 def test_weights_sum_to_one_at_every_level(soup: Callable[..., Soup]) -> None:

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from uniego import cli
+from uniego.cache import Failure, FeatureStore, RowStatus
+from uniego.errors import MissingInputError
 from uniego.models import TimeSformer
 from uniego.pipeline.clips import Clip
 from uniego.pipeline.config import METHODS, DistillConfig, ProxiesConfig, TrainConfig
@@ -25,7 +28,7 @@ from uniego.stages.methods import needed_proxies, needs_pool
 from uniego.stages.starts import average, initial_student
 from uniego.stages.student import NaiveTask
 from uniego.stages.supervised import Supervised
-from uniego.stages.targets import Targets
+from uniego.stages.targets import Targets, open_index, row_keys
 from uniego.stages.teaching import read_teaching
 
 TEACHERS = ("exo_skl", "ego_dino", "exo_dino")
@@ -164,6 +167,8 @@ def test_what_each_needs() -> None:
             else:
                 assert needed == ["a", "b"]
                 assert needs_pool(config)
+    outside = DistillConfig.model_validate({"method": "spd", "init": "proxy:c"})
+    assert needed_proxies(outside, ["a", "b"]) == ["a", "b", "c"]
 
 
 def test_names_of_variants_are_understood() -> None:
@@ -194,6 +199,74 @@ def test_what_does_not_exist_is_refused(run: Path, settings: list[str], told: st
     result = CliRunner().invoke(cli.app, ["distill", "--run", str(run), *settings])
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_a_student_is_tied_to_the_rows_it_was_taught_from(run: Path, tmp_path: Path) -> None:
+    """A clip whose output was not there is extracted later: the finished student is not taken for that of now."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    opened = Run.open(copy)
+    index = open_index(opened)
+    store = FeatureStore.open(opened.cache_root / opened.proxy_folder("ego_dino").results["outputs"], index)
+    row = int(index.rows(row_keys(opened, opened.table().split("train")))[0])
+    shard = row // index.rows_per_shard
+    rows = np.asarray(list(index.shard_rows(shard)))
+    status = store.status(rows).copy()
+    values = {name: store.read(rows, name)[0] for name in store.arrays}
+    place = int(np.flatnonzero(rows == row)[0])
+    status[place] = RowStatus.FAILED
+    failure = Failure(opened.table().split("train")[0].clip_id, "truncated", "cut")
+    store.redo(shard)
+    store.write_shard(shard, values, status, [failure])
+    result = CliRunner().invoke(cli.app, ["distill", "--run", str(copy)])
+    assert result.exit_code == 5, result.output
+    assert "outputs" in result.output
+    states = json.loads(good("status", "--run", copy, "--json"))["stages"]["distill"]
+    assert states["student"]["state"] == states["random-average"]["state"] == "stale"
+    assert states["ce-merged"]["state"] == states["naive-imagenet"]["state"] == "done"
+
+
+def test_weights_that_are_gone_are_told_with_what_to_do(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "distill/merge/merged.safetensors").unlink()
+    (copy / "proxies/exo_skl/model/model.safetensors").unlink()
+    for init, told in (("merged", "uniego distill --overwrite"), ("proxy:exo_skl", "train-proxies --teacher exo_skl")):
+        with pytest.raises(MissingInputError, match=told):
+            initial_student(Run.open(copy, [f"distill.init={init}"]), {}, TEACHERS)
+
+
+def test_a_merge_that_is_no_number_is_not_recorded(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = copy / "proxies/exo_skl/model/model.safetensors"
+    state = load_file(path)
+    state["norm.bias"][0] = torch.nan
+    save_file(state, path)
+    again = ["distill", "--run", str(copy), "--overwrite", "--set", "merge.level=average"]
+    result = CliRunner().invoke(cli.app, again)
+    assert result.exit_code == 1, result.output
+    assert "the merge" in result.output
+    assert "norm.bias" in result.output
+    assert json.loads((copy / "distill/merge/record.json").read_text())["state"] == "failed"
+    assert not (copy / "distill/merge/merged.safetensors").exists()
+
+
+def test_what_nothing_is_fitted_with_may_change(run: Path, tmp_path: Path) -> None:
+    """The average does not depend on how a combination would be fitted; the learned one does."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    average_level = ["--set", "merge.level=average"]
+    good("distill", "--run", copy, "--overwrite", *average_level)
+    changed = ["--set", "merge.lr=0.5", "--set", "merge.epochs=9"]
+    assert "merge: finished before" in good("distill", "--run", copy, *average_level, *changed)
+    shutil.copytree(run / "distill", copy / "distill", dirs_exist_ok=True)
+    result = CliRunner().invoke(cli.app, ["distill", "--run", str(copy), *changed])
+    assert result.exit_code == 5, result.output
+
+
+def test_checkpoints_that_a_kill_left_behind_a_finished_merge_are_removed(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    left = copy / "distill/merge/checkpoints/step-000000001"
+    left.mkdir(parents=True)
+    assert "merge: finished before" in good("distill", "--run", copy)
+    assert not left.parent.exists()
 
 
 def test_naive_is_the_mean_of_the_teachers_distances() -> None:

@@ -23,6 +23,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 from uniego import cli
+from uniego.stages.teaching import read_teaching
 
 PARENT = """
 import json, os, sys
@@ -123,6 +124,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, clip_table: Path, launcher: 
     raw["teachers"] = {key: raw["teachers"][key] for key in ("exo_skl", "ego_dino")}
     raw["data"]["holdout"] = 0.25
     raw["merge"]["epochs"] = 3
+    raw["distill"] |= {"threshold": 1e9, "require_correct": False}  # so that they teach
     raw["compute"] |= {"workers": 0, "rank_timeout_s": 60}
     for train in (raw["train_teachers"]["skeleton"]["train"], raw["proxies"]["train"], raw["distill"]["train"]):
         train |= {"epochs": 4, "global_batch": 4, "micro_batch": 1}
@@ -185,6 +187,7 @@ def test_two_processes_train_what_one_does(run: Path, alone: Path, launcher: Lau
         assert said.count("2 processes train together") == 1  # one speaks for all
     for folder in ("proxies", "distill"):
         check_alike(run / folder, alone / folder)
+    assert all(epoch.taught.any() for epoch in read_teaching(run / "distill/student"))
 
 
 def test_three_processes_share_four_micro_batches(run: Path, alone: Path, launcher: Launcher) -> None:

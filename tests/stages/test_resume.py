@@ -21,6 +21,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 from uniego import cli
+from uniego.stages.teaching import read_teaching
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 TIMES = ("clips_per_s", "data_wait")
@@ -131,7 +132,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, clip_table: Path, trai
     raw["teachers"]["exo_skl"] |= {"weights": None, "architecture": {}, "allow_random": False}
     raw["data"]["holdout"] = 0.25
     raw["merge"]["epochs"] = 6
-    raw["distill"]["snapshots"] = 5
+    raw["distill"] |= {"snapshots": 5, "threshold": 1e9, "require_correct": False}  # so that they teach
     raw["compute"]["workers"] = 0
     for train in (raw["train_teachers"]["skeleton"]["train"], raw["proxies"]["train"], raw["distill"]["train"]):
         train |= {"epochs": 6, "global_batch": 2, "micro_batch": 1}
@@ -139,6 +140,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, clip_table: Path, trai
     (run / "run.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     for command in (["train-teacher", "exo_skl"], ["extract-teachers"], ["train-proxies"], ["distill"]):
         assert trainer.run([*command, "--run", str(run)]) == 0, trainer.log.read_text()
+    assert any(epoch.taught.any() for epoch in read_teaching(run / "distill/student"))
     return run
 
 
@@ -177,6 +179,25 @@ def test_fault_28_stopped_at_random_moments_and_in_every_way(
         assert made(run) == wanted, f"{name}, stopped by {how!r} after {moment:.3f} s"
         shutil.rmtree(run)
         assert number <= 3 * stops, "hardly a stop lands while there is work"
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["merge", pytest.param("student", marks=pytest.mark.slow)])
+def test_fault_28_killed_between_two_checkpoints(
+    name: str, tmp_path: Path, undisturbed: Path, trainer: Trainer
+) -> None:
+    """Always in the middle: after the second checkpoint, and again after the fourth."""
+    training = TRAININGS[name]
+    run = begun(undisturbed, training, tmp_path / "run")
+    arguments = [*training.command, "--run", str(run)]
+    checkpoints = run / training.folder / "checkpoints"
+    for step in (8, 16):
+        stop = (signal.SIGKILL, checkpoints / f"step-{step:09d}", 0.0)
+        assert trainer.run(arguments, stop) == -signal.SIGKILL, trainer.log.read_text()
+        assert json.loads((run / training.folder / "record.json").read_text())["state"] == "started"
+        assert list(checkpoints.glob("step-*"))
+    assert trainer.run(arguments) == 0, trainer.log.read_text()
+    assert made(run) == made(undisturbed)
 
 
 @pytest.mark.fault

@@ -14,6 +14,7 @@ from torch import Tensor
 from uniego.errors import UsageError
 from uniego.stages.distill import SPDConfig, spd_loss
 from uniego.stages.proxy_bank import candidates
+from uniego.stages.spd import choose, selected_loss, slots
 from uniego.stages.targets import Bank
 
 DATA = Path(__file__).parents[1] / "data"
@@ -212,6 +213,54 @@ def test_random_selection_keeps_only_valid_draws() -> None:
     correct = b["proxy_logits"].argmax(-1) == b["labels"][:, None]
     chosen = correct.gather(1, one.selected) & b["present"].gather(1, one.selected)
     assert not (one.valid & ~chosen).any()
+
+
+def test_more_draws_than_proxies() -> None:
+    """K draws with replacement from all R, whatever R is; one drawn twice counts twice."""
+    config = MICRO.model_copy(update={"select": "random", "top_k": 9, "threshold": 1e9, "require_correct": False})
+    assert slots(config, 5) == 9
+    drawn = choose(torch.zeros(4, 5), config, torch.Generator().manual_seed(0))
+    assert drawn.shape == (4, 9)
+    assert 0 <= drawn.min() <= drawn.max() < 5
+    b = batch(5)
+    b["present"][:] = True
+    b["student_logits"] = F.one_hot(b["labels"], b["student_logits"].shape[1]) * -30.0
+    twice = torch.tensor([[0, 0, 1]]).expand(len(b["labels"]), -1)
+    one, two = (spd_loss(**b, config=config, selection=(part, None)) for part in (twice[:, 1:2], twice[:, 2:]))
+    found = spd_loss(**b, config=config, selection=(twice, None))
+    torch.testing.assert_close(found.feature_loss, (2 * one.feature_loss + two.feature_loss) / 3)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_selected_loss_takes_anything_in_slots_that_do_not_teach(distance: str) -> None:
+    """And a class that a teacher or the student excludes (log probability -inf) in those that do."""
+    config = SPDConfig(feature_distance=distance)
+    generator = torch.Generator().manual_seed(0)
+    tokens, log_probs = (torch.randn(3, 2, width, generator=generator) for width in (6, 4))
+    log_probs = log_probs.log_softmax(-1)
+    valid = torch.tensor([[True, False], [False, False], [True, True]])
+    start = torch.randn(3, 4, generator=generator), torch.randn(3, 6, generator=generator)
+    found = []
+    for filling in (0.0, float("nan"), float("inf"), float("-inf")):
+        for part in (tokens, log_probs):
+            part[~valid] = filling
+        logits, token = (part.clone().requires_grad_() for part in start)
+        given = {"tokens": tokens, "log_probs": log_probs, "valid": valid, "clips": torch.tensor(2.0)}
+        terms = selected_loss(logits, token, **given, config=config)
+        (terms[0] + terms[1]).backward()  # type: ignore[no-untyped-call]
+        found.append((*terms, logits.grad, token.grad))
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+    log_probs[0, 0] = torch.tensor([0.5, 0.5, 0.0, 0.0]).log()
+    logits = start[0].clone()
+    logits[1] = logits[0, 3] = float("-inf")  # a clip that nobody teaches, a class that its teacher excludes too
+    logits[1, 0] = 0.0
+    logits.requires_grad_()
+    term = selected_loss(logits, start[1], **given, config=config)[1]
+    term.backward()  # type: ignore[no-untyped-call]
+    assert term.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["labels", "proxy_tokens", "present", "proxy_logits"])

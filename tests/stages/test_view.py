@@ -67,6 +67,16 @@ def test_the_place_is_chosen_by_size() -> None:
     assert free_memory() <= psutil.virtual_memory().total
 
 
+def test_a_gpu_takes_what_fits_there_whatever_memory_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU has is asked of a stand-in: the choice needs none."""
+    monkeypatch.setattr("uniego.stages.view.resolve_device", lambda config: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000, 9000))
+    config = ComputeConfig(device="cpu", memory_gb=1e-7)
+    assert choose_place(1000, config) == ("device", 100)
+    assert choose_place(1001, config) == ("mapped", 100)
+    assert choose_place(1001, ComputeConfig(device="cpu", memory_gb=1.0))[0] == "memory"
+
+
 def test_rows_are_taken_wherever_the_tensor_lives(tmp_path: Path) -> None:
     parts = {"values": Part((6, 2), "float32")}
     wanted = np.arange(12, dtype=np.float32).reshape(6, 2)
