@@ -15,7 +15,7 @@ from .cli_extract import TeacherOption
 def submit(
     context: typer.Context,
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help="extract-teachers, train-proxies, distill or evaluate.")
+        str, typer.Argument(metavar="STAGE", help="extract-teachers, train-proxies, distill, evaluate or ablate.")
     ],
     run: RunOption = Path(),
     teacher: TeacherOption = None,
@@ -23,7 +23,10 @@ def submit(
     array: Annotated[
         int | None,
         typer.Option(
-            "--array", metavar="N", min=1, help="extract-teachers: tasks; train-proxies: teachers at a time, else all."
+            "--array",
+            metavar="N",
+            min=1,
+            help="extract-teachers, ablate (else one per arm): tasks; train-proxies: teachers at a time, else all.",
         ),
     ] = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Slurm's partition.")] = None,
@@ -41,14 +44,14 @@ def submit(
     """Run a stage as a Slurm job.
 
     The job saves, and goes back in the queue, when it is preempted or its time is up. What follows -- is the stage's
-    own: uniego submit extract-teachers --array 8 -- --strict."""
+    own: uniego submit extract-teachers --array 8 -- --strict, uniego submit ablate -- GRID.yaml."""
     opened = open_run(run, overrides, teacher)
     from .stages.submit import Resources, script
     from .stages.submit import submit as stage_submit
 
     own = [word for key in teacher or () for word in ("--teacher", key)]
     own += [word for value in overrides or () for word in ("--set", value)]
-    own += context.args
+    own = [*context.args, *own] if stage == "ablate" else [*own, *context.args]
     resources = Resources(partition, time, gpus, cpus, mem, account, array, tuple(_words(sbatch)))
     if print_only:
         typer.echo(script(opened, stage, resources, own), nl=False)

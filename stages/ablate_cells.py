@@ -7,8 +7,6 @@ RUN/ablate/shared/proxies/<teacher>-<hash>/, merges/<hash>/     by everything th
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from ..pipeline.config import RunConfig
 from ..pipeline.configfile import load_config, write_config
 from ..pipeline.origin import Origin
 from ..pipeline.rundir import Run, TaskFolder
+from .ablate_adopt import Takeover, own_work, same, short_hash, take_over
 from .ablate_grid import SHARED, Arm, Grid
 from .export import outputs_complete, outputs_name
 from .fingerprints import settings_of, training_fingerprint
@@ -28,6 +27,7 @@ from .proxy_training import proxy_fingerprint
 from .rows import RunRows, run_rows
 from .targets import open_index, open_teacher, pool
 
+FAILURE = "failure.json"
 _INERT = ("preset", "cache", "extract", "train_teachers", "compute", "evaluate")  # do not change what is trained
 
 
@@ -37,7 +37,8 @@ class Cell:
 
     `run`: the derived run, whose folder need not exist yet. `proxies`: those it needs, by teacher; `merge`: whether it
     needs the merge of them. `finished`: their work is done and their outputs are all in the cache. `refused`: why the
-    cell cannot be trained, since what lies in its folder was begun under other settings.
+    cell cannot be trained, since what lies in its folder was begun under other settings. `own`: merge and network of
+    the ablated run that take the place of the cell's.
     """
 
     arm: Arm
@@ -47,6 +48,7 @@ class Cell:
     merge: TaskFolder | None
     finished: frozenset[str]
     refused: UniegoError | None = None
+    own: tuple[Takeover, ...] = ()
 
     @property
     def title(self) -> str:
@@ -69,6 +71,28 @@ class Cell:
             return None
         return {**record["results"], "weights": fingerprint["weights"]}
 
+    @property
+    def takes_merge(self) -> bool:
+        """Whether the ablated run's merge is its own."""
+        return self.merge is not None and any(target.path == self.merge.path for _, target in self.own)
+
+    @property
+    def takes_network(self) -> bool:
+        """Whether what it would train is taken over from the ablated run."""
+        return any(self.merge is None or target.path != self.merge.path for _, target in self.own)
+
+    def failure(self) -> str | None:
+        """Why its last attempt failed; None: it did not, or was not made."""
+        path = self.run.root / FAILURE
+        return str(json.loads(path.read_text(encoding="utf-8"))["message"]) if path.exists() else None
+
+    def failed(self, message: str | None) -> None:
+        """Keep why an attempt failed, for the table; None when a new one begins."""
+        if message is None:
+            (self.run.root / FAILURE).unlink(missing_ok=True)
+        else:
+            files.write_json(self.run.root / FAILURE, {"message": message})
+
     def write(self) -> None:
         """Make the folder, so that any command of uniego works in it."""
         self.run.root.mkdir(parents=True, exist_ok=True)
@@ -85,20 +109,11 @@ def make_cells(run: Run, grid: Grid) -> list[Cell]:
     return [cell for seed in grid.seeds for cell in _Seed(run, grid, seed).cells()]
 
 
-def adopt(run: Run, cell: Cell) -> None:
-    """Give finished proxies of the run itself to a cell that needs the same, as hard links where that is possible."""
-    for key, folder in cell.proxies.items():
-        own, shared = run.proxy_folder(key), folder.path.parent
-        if folder.record is not None or not _same(own, folder.path.name):
-            continue
-        shared.mkdir(parents=True, exist_ok=True)
-        with files.locked(shared / "adopt.lock"):
-            partial = folder.path.with_name(f".{folder.path.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            if not folder.path.exists():
-                shutil.copytree(own.path, partial, copy_function=_link, ignore=shutil.ignore_patterns("lock"))
-                partial.rename(folder.path)
-                files.sync_dir(shared)
+def adopt(run: Run, cell: Cell) -> list[str]:
+    """Give a cell what the run itself has finished and the cell needs the same of; returns what it took, in words."""
+    pairs = [(run.proxy_folder(key), folder) for key, folder in cell.proxies.items()]
+    pairs = [(own, folder) for own, folder in pairs if folder.record is None and same(own, folder.path.name)]
+    return [own.title for own, folder in [*pairs, *cell.own] if take_over(own, folder)]
 
 
 class _Seed:
@@ -132,24 +147,32 @@ class _Seed:
         run = Run(root, config, Origin(self._run.root, places))
         proxies = {key: run.proxy_folder(key) for key in keys}
         finished = {key for key in keys if self._finished(run, key, proxies[key])}
-        return Cell(
-            arm, self._seed, run, proxies, run.merge_folder if merges else None, frozenset(finished), _other(run)
-        )
+        merge, refused = run.merge_folder if merges else None, _other(run)
+        own: tuple[Takeover, ...] = ()
+        if refused is None and all(key in finished and self._is_own(key, proxies[key]) for key in keys):
+            own = tuple(own_work(self._run, run, arm.model, keys if merges else None, able, self._rows))
+        return Cell(arm, self._seed, run, proxies, merge, frozenset(finished), refused, own)
+
+    def _is_own(self, key: str, folder: TaskFolder) -> bool:
+        """Whether a shared proxy is, or will be, that of the ablated run."""
+        own = self._run.proxy_folder(key)
+        alike = same(own, folder.path.name)
+        return alike and (folder.record is None or folder.results["weights"] == own.results["weights"])
 
     def _proxy_hash(self, run: Run, key: str) -> str:
-        return _hash(proxy_fingerprint(run, key, open_teacher(run, self._index, key), self._rows))
+        return short_hash(proxy_fingerprint(run, key, open_teacher(run, self._index, key), self._rows))
 
     def _merge_hash(self, run: Run, proxies: Mapping[str, str]) -> str:
         """By the proxies' own hashes: their weights are not known before they are trained."""
         portions, start = run.config.distill.train, run.config.distill.model_dump(include={"init"})
         batch = {"global_batch": portions.global_batch, "micro_batch": portions.micro_batch}
         inputs = {"proxies": dict(proxies), **batch, **start}
-        return _hash(training_fingerprint(run, run.config.merge, inputs, self._rows))
+        return short_hash(training_fingerprint(run, run.config.merge, inputs, self._rows))
 
     def _finished(self, run: Run, key: str, folder: TaskFolder) -> bool:
         """Whether a shared proxy, or one of the ablated run that can take its place, needs no work."""
         own = self._run.proxy_folder(key)
-        source = own if folder.record is None and _same(own, folder.path.name) else folder
+        source = own if folder.record is None and same(own, folder.path.name) else folder
         if not source.done:
             return False
         name = outputs_name(run, key, source.results["weights"])
@@ -187,22 +210,3 @@ def _settings(config: RunConfig) -> dict[str, Any]:
         settings[section] = settings_of(getattr(config, section))
     look = config.evaluate.model_dump(exclude={"views", "crops"})
     return {**settings, "teachers": list(config.teachers), "evaluate": look, "precision": config.compute.precision}
-
-
-def _same(folder: TaskFolder, name: str) -> bool:
-    """Whether finished work has the fingerprint that the name of a shared folder ends with."""
-    record = folder.record
-    return record is not None and record["state"] == "done" and name.endswith(_hash(record["fingerprint"]))
-
-
-def _hash(fingerprint: Mapping[str, Any]) -> str:
-    return files.hash_bytes(json.dumps(fingerprint, sort_keys=True).encode())[:16]
-
-
-def _link(source: str, target: str) -> str:
-    """Files of finished work are never changed in place, only replaced."""
-    try:
-        os.link(source, target)
-        return target
-    except OSError:
-        return str(shutil.copy2(source, target))

@@ -50,7 +50,9 @@ class Schedule:
         if cell.refused is not None or cell.results() is not None:
             return
         cell.write()
-        adopt(run, cell)
+        cell.failed(None)
+        if taken := adopt(run, cell):
+            say(f"{cell.title}: takes over what {run.root} has: {', '.join(taken)}")
         for key, folder in cell.proxies.items():
             if key not in cell.finished and folder.path not in self._open:
                 self._open.add(folder.path)
@@ -98,7 +100,10 @@ class Schedule:
         for task in list(self._todo):
             if self._lost & {folder.path for folder in task.cell.proxies.values()} and task.proxy is None:
                 self._todo.remove(task)
-                self._fail(task.piece.title, "a proxy that it needs could not be trained", EXIT_FAILURE, told=True)
+                message = "a proxy that it needs could not be trained"
+                self._fail(task.piece.title, message, EXIT_FAILURE, told=True)
+                task.cell.failed(message)
+                self._tell()
             elif self._crew.free and now >= task.not_before and self._ready(task):
                 self._todo.remove(task)
                 self._at_work[task.piece] = task
@@ -137,6 +142,7 @@ class Schedule:
             self._seconds[task.proxy is not None].append(outcome.seconds)
             self._say_done(title, outcome.seconds)
         if task.proxy is None:
+            task.cell.failed(outcome.message if outcome.state == "failed" else None)
             self._tell()
         return None
 

@@ -163,6 +163,7 @@ def _as_json(found: Conflicts) -> dict[str, Any]:
         "share": negative / pairs if pairs else None,
         "negative": negative,
         "pairs": pairs,
+        "without_gradient": found.without_gradient,
         "mean_cosines": mean,
         "negative_by_pair": found.negative.tolist(),
         "pairs_by_pair": found.counts.tolist(),
@@ -196,11 +197,13 @@ def _as_picture(report: Mapping[str, Any]) -> str:
 
 def print_conflicts(run: Run, report: Mapping[str, Any]) -> None:
     """A row per student and step, and where the rest lies."""
-    table = Table("student", "method", "step", "negative", "of pairs", "share", title="Conflicting gradients")
+    table = Table(
+        "student", "method", "step", "negative", "of pairs", "no gradient", "share", title="Conflicting gradients"
+    )
     for name, student in report["students"].items():
         for entry in [*student["steps"], {**student, "step": "all"}]:
             share = "no pair" if entry["share"] is None else f"{100 * entry['share']:.1f} %"
-            counts = (str(entry[field]) for field in ("step", "negative", "pairs"))
+            counts = (str(entry[field]) for field in ("step", "negative", "pairs", "without_gradient"))
             table.add_row(name, student["method"], *counts, share)
     results_console().print(table)
     methods = {student["method"] for student in report["students"].values()}

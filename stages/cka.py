@@ -20,10 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import UniegoError
 from ..pipeline.files import hash_bytes
 
 LEAST_CLIPS = 4
 """Fewer have no debiased HSIC."""
+_ROUNDING = 1e-13  # of the size of what HSIC is the difference of: below it nothing is known but that it is small
 
 
 class Features(NamedTuple):
@@ -56,7 +58,8 @@ class HsicSums:
         self.clips += len(x)
 
     def value(self) -> float:
-        """The debiased HSIC; NaN of fewer than four clips."""
+        """The debiased HSIC; NaN of fewer than four clips, 0 where only rounding is left: a representation in which
+        at most one clip differs has none, and its rounding would make any likeness."""
         n = self.clips
         if n < LEAST_CLIPS:
             return math.nan
@@ -64,7 +67,10 @@ class HsicSums:
         trace = cross.square().sum() - kl
         totals = (x @ x - k) * (y @ y - l)
         product = x @ cross @ y - x @ lx - y @ ky + kl
-        return float((trace + totals / ((n - 1) * (n - 2)) - 2 * product / (n - 2)) / (n * (n - 3)))
+        value = trace + totals / ((n - 1) * (n - 2)) - 2 * product / (n - 2)
+        size = cross.square().sum() + kl + (x @ x + k) * (y @ y + l) / ((n - 1) * (n - 2))
+        size = size + 2 * ((x @ cross @ y).abs() + (x @ lx).abs() + (y @ ky).abs() + kl) / (n - 2)
+        return 0.0 if value.abs() <= _ROUNDING * size else float(value / (n * (n - 3)))
 
 
 class Similarity(NamedTuple):
@@ -83,6 +89,7 @@ def compare_all(
     """CKA of every pair of representations, each over the clips that have both.
 
     How many rows go to the device at a time (`batch`) does not matter. `check` is called in between, and may raise.
+    Raises `UniegoError` for numbers that are not finite in a clip that is present.
     """
     names, found = list(features), {}
     selves: dict[tuple[str, str], float] = {}  # HSIC of a representation with itself, by name and rows
@@ -92,7 +99,10 @@ def compare_all(
         for at in _batches(rows, batch):
             check()
             sums.add(*(features[name].values[at.to(features[name].values.device)].to(device) for name in (one, other)))
-        return sums.value()
+        value = sums.value()
+        if sums.clips >= LEAST_CLIPS and not math.isfinite(value):
+            raise UniegoError(f"numbers that are not finite (or too large for float64) in {one} or {other}: no CKA")
+        return value
 
     def with_itself(name: str, rows: Tensor, key: str) -> float:
         if (name, key) not in selves:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UniegoError
 from ..models import TimeSformer, TimeSformerOutput
 from ..pipeline.config import SPDConfig
 from .batches import Batch
@@ -51,6 +52,12 @@ class Conflicts:
         """Negative cosines and all cosines, over the pairs of different teachers, each pair once."""
         return int(self.negative.triu(1).sum()), int(self.counts.triu(1).sum())
 
+    @property
+    def without_gradient(self) -> int:
+        """Pairs of a global batch of which one asks for nothing: neither conflict nor agreement."""
+        size = len(self.teachers)
+        return len(self.cosines) * size * (size - 1) // 2 - self.total()[1]
+
 
 def shared_parameters(model: TimeSformer) -> list[torch.nn.Parameter]:
     """The backbone's: all but those of classifier and projections."""
@@ -62,10 +69,16 @@ def measure(
 ) -> Conflicts:
     """Conflicts of teachers on a network in eval mode, over global batches given as their micro-batches.
 
-    One gradient per teacher is held: R times the network's size.
+    One gradient per teacher is held: R times the network's size. Raises `UniegoError` for one that is not finite.
     """
     parameters = shared_parameters(model)
-    found = [_cosines(_gradients(model, parameters, teachers, losses, batches)) for batches in global_batches]
+    found = []
+    for batches in global_batches:
+        gradients = _gradients(model, parameters, teachers, losses, batches)
+        for teacher, parts in zip(teachers, gradients, strict=True):
+            if parts is not None and not all(part.isfinite().all() for part in parts):
+                raise UniegoError(f"the gradient of {teacher} is not finite: the network or its targets are broken")
+        found.append(_cosines(gradients))
     size = len(teachers)
     return Conflicts(tuple(teachers), torch.stack(found) if found else torch.empty(0, size, size, dtype=torch.float64))
 

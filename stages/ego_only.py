@@ -25,7 +25,7 @@ def train_ego_only(run: Run, config: TrainConfig, *, overwrite: bool = False) ->
     with (
         ranks.joined(run.config.compute),
         StopFlag() as flag,
-        ranks.working(folder, _fingerprint(run, config), overwrite=overwrite) as needed,
+        ranks.working(folder, ego_only_fingerprint(run, config), overwrite=overwrite) as needed,
     ):
         if not needed:
             say("ego-only: finished before, nothing to do")
@@ -44,5 +44,6 @@ def train_ego_only(run: Run, config: TrainConfig, *, overwrite: bool = False) ->
         ranks.from_first(finish)
 
 
-def _fingerprint(run: Run, config: TrainConfig) -> dict[str, object]:
+def ego_only_fingerprint(run: Run, config: TrainConfig) -> dict[str, object]:
+    """What the network depends on."""
     return training_fingerprint(run, config, {})

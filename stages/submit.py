@@ -18,9 +18,11 @@ from pathlib import Path
 from ..errors import UniegoError, UsageError
 from ..pipeline import files
 from ..pipeline.rundir import Run
+from .ablate_grid import read_grid
 from .status import status
 
-STAGES = ("extract-teachers", "train-proxies", "distill", "evaluate")
+STAGES = ("extract-teachers", "train-proxies", "ablate", "distill", "evaluate")
+ARRAYS = STAGES[:3]
 GRACE = 120
 """Seconds before the time limit, or before preemption takes the node, at which a stage is asked to stop."""
 
@@ -56,15 +58,18 @@ def script(run: Run, stage: str, resources: Resources, arguments: Sequence[str] 
     """The job script. `arguments` are the stage's own.
 
     extract-teachers with `array` N becomes N tasks that share the shards; train-proxies becomes a task for each
-    teacher, at most `array` of them at a time. Raises `UsageError` for what cannot be submitted.
+    teacher, at most `array` of them at a time; ablate becomes `array` tasks (null: one for each arm) that share the
+    cells of the grid, which is the first of its arguments. Raises `UsageError` for what cannot be submitted.
     """
     if stage not in STAGES:
         raise UsageError(f"{stage!r} cannot be submitted; these can: {', '.join(STAGES)}")
     if "--overwrite" in arguments:
         raise UsageError("a job that is put back in the queue would begin anew every time: leave --overwrite away")
-    if resources.array is not None and stage not in STAGES[:2]:
-        raise UsageError(f"{stage} is one job: --array is for {' and '.join(STAGES[:2])}")
+    if resources.array is not None and stage not in ARRAYS:
+        raise UsageError(f"{stage} is one job: --array is for {', '.join(ARRAYS)}")
     array, before, more = _array(run, stage, resources.array, arguments)
+    if stage == "ablate":  # jobs start in the run's folder
+        arguments = [str(Path(arguments[0]).resolve()), *arguments[1:]]
     logs = run.root.resolve() / "slurm"
     name = "%A_%a" if array else "%j"
     lines = [
@@ -110,7 +115,9 @@ def _array(run: Run, stage: str, array: int | None, arguments: Sequence[str]) ->
     if stage == "extract-teachers" and array is not None:
         if array < 1:
             raise UsageError("--array: at least 1 task")
-        return f"0-{array - 1}", [], f' --task-index "$SLURM_ARRAY_TASK_ID" --num-tasks {array}'
+        return _shares(array)
+    if stage == "ablate":
+        return _shares(_tasks_of_grid(run, array, arguments))
     if stage != "train-proxies" or "--teacher" in arguments:
         return "", [], ""
     entries = status(run)["stages"]["extract-teachers"]
@@ -120,6 +127,24 @@ def _array(run: Run, stage: str, array: int | None, arguments: Sequence[str]) ->
     at_once = "" if array is None else f"%{array}"
     words = " ".join(shlex.quote(key) for key in keys)
     return f"0-{len(keys) - 1}{at_once}", [f"teachers=({words})"], ' --teacher "${teachers[$SLURM_ARRAY_TASK_ID]}"'
+
+
+def _shares(tasks: int) -> tuple[str, list[str], str]:
+    return f"0-{tasks - 1}", [], f' --task-index "$SLURM_ARRAY_TASK_ID" --num-tasks {tasks}'
+
+
+def _tasks_of_grid(run: Run, array: int | None, arguments: Sequence[str]) -> int:
+    """A task for each arm, or as many as asked for: a cell (an arm with a seed) is the smallest share."""
+    mine = [word for word in arguments if word.partition("=")[0] in ("--dry-run", "--task-index", "--num-tasks")]
+    if mine:
+        raise UsageError(f"uniego submit ablate gives every task its share: leave {mine[0]} away")
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError("name the grid first: uniego submit ablate --array 4 -- GRID.yaml")
+    grid = read_grid(Path(arguments[0]), run.config)
+    cells = len(grid.arms) * len(grid.seeds)
+    if array is not None and not 1 <= array <= cells:
+        raise UsageError(f"--array {array}: {grid.name} has {cells} cells (arms x seeds), a task needs one at least")
+    return len(grid.arms) if array is None else array
 
 
 def _quoted(path: Path) -> str:

@@ -62,6 +62,27 @@ def test_proxies_are_an_array_over_teachers(run: Path) -> None:
         assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+def test_a_grid_is_an_array_over_its_cells(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("name: g\nseeds: [0, 1]\narms: {a: {}, b: {distill.top_k: 2}, c: {model: ego-only}}\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["--set", "merge.epochs=1", "--print"]
+    result = call("submit", "ablate", "--run", run, *options, "--", "grid.yaml", "--jobs", 2)
+    assert result.exit_code == 0, result.output
+    assert "#SBATCH --array=0-2" in result.output
+    assert result.output.splitlines()[-1].endswith(
+        f'ablate --run {run} {grid} --jobs 2 --set merge.epochs=1 --task-index "$SLURM_ARRAY_TASK_ID" --num-tasks 3'
+    )
+    assert "#SBATCH --array=0-5" in call("submit", "ablate", "--run", run, "--array", 6, "--print", "--", grid).output
+    for more, message in (
+        (["--array", 7, "--", grid], "has 6 cells"),
+        (["--", grid, "--num-tasks=2"], "leave --num-tasks=2 away"),
+        ([], "name the grid first"),
+        (["--", "none.yaml"], "no such file"),
+    ):
+        assert message in " ".join(call("submit", "ablate", "--run", run, *more).output.split())
+
+
 def test_refusals(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "'demo' cannot be submitted" in call("submit", "demo", "--run", run).output
     assert "distill is one job" in call("submit", "distill", "--run", run, "--array", 2).output

@@ -106,7 +106,7 @@ def test_the_plan_counts_what_is_shared_once_and_writes_nothing(extracted: Path,
     plan = json.loads(good("ablate", written(tmp_path), "--run", extracted, "--dry-run", "--json"))["plan"]
     assert plan["proxies"] == {"total": 4, "done": 2, "to_do": 2}  # those of seed 0 are the run's own
     assert plan["merges"] == {"total": 2, "done": 0, "to_do": 2}
-    assert plan["cells"] == {"total": 6, "done": 0, "to_do": 6}
+    assert plan["cells"] == {"total": 6, "done": 0, "to_do": 6, "taken_over": 0}
     assert not (extracted / "ablate").exists()
 
 
@@ -182,7 +182,7 @@ def _unlock_after(handle: IO[bytes], path: Path) -> None:
     fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def test_a_failed_cell_stops_no_other_and_is_missing_in_the_table(run: Path, tmp_path: Path) -> None:
+def test_a_failed_cell_stops_no_other_and_is_told_in_the_table(run: Path, tmp_path: Path) -> None:
     grid = written(tmp_path, ALONE)
     lock = run / "ablate" / "alone" / "plain" / "seed-3" / "ego-only" / "lock"
     lock.parent.mkdir(parents=True)
@@ -198,14 +198,18 @@ def test_a_failed_cell_stops_no_other_and_is_missing_in_the_table(run: Path, tmp
     assert "runaway, seed 3 failed" in result.output
     assert "lost, seed 3: a proxy that it needs could not be trained" in result.output
     found = rows(run, "alone")
-    assert (found["plain", "3"]["state"], found["runaway", "3"]["state"]) == ("done", "missing")
+    assert [found[arm, "3"]["state"] for arm in ("plain", "runaway", "lost")] == ["done", "failed", "failed"]
+    assert "finite" in found["runaway", "3"]["problem"]
+    assert "a proxy that it needs" in found["lost", "3"]["problem"]
     assert found["runaway", "3"]["top1"] == ""
     table = (run / "ablate" / "alone" / "table.md").read_text(encoding="utf-8")
-    assert "| runaway | 0 of 1 | missing | missing | missing | missing | 3 |" in table
+    assert "| runaway | 0 of 1 | failed | failed | failed | failed | 3 failed |" in table
+    assert "| plain | 1 of 1 |" in table
 
     changed = written(tmp_path, ALONE.replace("plain: {", "plain: {merge.epochs: 3, distill.train.global_batch: 4, "))
     before = (run / "ablate" / "alone" / "plain" / "seed-3" / "run.yaml").read_bytes()
     result = call("ablate", changed, "--run", run, "--json")
+    assert rows(run, "alone")["plain", "3"]["state"] == "refused"
     assert "distill.train.global_batch: stored 8, wanted 4" in result.output
     assert (run / "ablate" / "alone" / "plain" / "seed-3" / "run.yaml").read_bytes() == before
     only = written(tmp_path, changed.read_text(encoding="utf-8").partition("  runaway")[0])
@@ -213,6 +217,36 @@ def test_a_failed_cell_stops_no_other_and_is_missing_in_the_table(run: Path, tmp
     mended = written(tmp_path, ALONE.partition("  lost")[0].replace("1e300", "0.01"))  # nothing of it was kept
     assert call("ablate", mended, "--run", run).exit_code == 0
     assert rows(run, "alone")["runaway", "3"]["state"] == "done"
+
+
+def test_the_work_of_the_run_itself_is_taken_over(finished: Path, run: Path, tmp_path: Path) -> None:
+    """And a cell's student is the very one that `uniego distill` trains with these settings and this seed."""
+    good("distill", "--run", run)
+    grid = written(tmp_path)
+    said = call("ablate", grid, "--run", run, "--dry-run", "--json")
+    plan = json.loads(said.stdout)["plan"]
+    assert plan["merges"] == {"total": 2, "done": 1, "to_do": 1}
+    assert plan["cells"] == {"total": 6, "done": 0, "to_do": 6, "taken_over": 1}
+    assert not (run / "ablate").exists()
+    only = written(tmp_path, "name: small\nseeds: [0]\narms: {K1: }\n")
+    result = call("ablate", only, "--run", run)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stderr.split())
+    assert "takes over what" in said
+    assert all(name in said for name in ("proxy ego_dino", "proxy exo_skl", "the merge", "the student"))
+    cell = run / "ablate" / "small" / "K1" / "seed-0"
+    name = Path("distill/student/model/model.safetensors")
+    assert (cell / name).samefile(run / name)
+    assert weights(run)["K1", "0"] == weights(finished)["K1", "0"], "as if it had been trained there"
+
+
+def test_tasks_share_the_cells(run: Path, tmp_path: Path) -> None:
+    grid = written(tmp_path, ALONE.partition("  lost")[0].replace("1e300", "0.01"))
+    assert "belong together" in call("ablate", grid, "--run", run, "--task-index", 0).output
+    assert "task 2 of 2" in call("ablate", grid, "--run", run, "--task-index", 2, "--num-tasks", 2).output
+    for task, states in enumerate((["done", "missing"], ["done", "done"])):
+        good("ablate", grid, "--run", run, "--task-index", task, "--num-tasks", 2)
+        assert [rows(run, "alone")[arm, "3"]["state"] for arm in ("plain", "runaway")] == states
 
 
 @pytest.mark.slow

@@ -141,6 +141,7 @@ def test_conflicts_over_training(run: Path) -> None:
     for entry in student["steps"]:
         assert entry["pairs"] == entry["pairs_by_pair"][0][1] <= 2, "two global batches"
         assert entry["negative"] <= entry["pairs"]
+        assert entry["pairs"] + entry["without_gradient"] == 2
     with (folder / "conflicts.csv").open() as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["0", "2", "4"]
     ElementTree.parse(folder / "conflicts.svg")

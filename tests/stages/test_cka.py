@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from uniego.errors import UniegoError
 from uniego.stages.cka import Features, HsicSums, Similarity, compare_all
 
 CPU = torch.device("cpu")
@@ -105,3 +106,21 @@ def test_where_it_is_not_defined_it_is_no_number() -> None:
     assert math.isnan(found["x", "y"].cka)
     assert found["x", "y"].clips == 3
     assert found["y", "z"] == Similarity(pytest.approx(math.nan, nan_ok=True), 0)
+
+
+@pytest.mark.parametrize("odd", [0, 3])
+def test_one_clip_that_differs_is_as_good_as_constant(odd: int) -> None:
+    """Its centred kernel is zero: what rounding leaves of it must not become a number, whichever clip it is."""
+    x, y = drawn(12, 4, seed=1), drawn(12, 5, seed=2)
+    one_x, one_y = x[:1].repeat(12, 1), y[:1].repeat(12, 1)
+    one_x[odd], one_y[odd] = x[1], y[1]
+    assert math.isnan(cka(one_x, one_y))
+    assert math.isnan(cka(one_x, x))
+
+
+def test_numbers_that_are_not_finite_are_told() -> None:
+    x = drawn(12, 4, seed=1)
+    broken = x.clone()
+    broken[3, 2] = math.inf
+    with pytest.raises(UniegoError, match=r"not finite .* in x or y"):
+        cka(x, broken)

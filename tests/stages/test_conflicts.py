@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from uniego.errors import UniegoError
 from uniego.models import TimeSformer, TimeSformerOutput
 from uniego.pipeline.config import SPDConfig
 from uniego.stages.batches import Batch
@@ -60,6 +61,7 @@ def test_equal_opposite_and_absent_losses() -> None:
     torch.testing.assert_close(second[3, :4], torch.tensor([1.0, 1, -1, 1]).double())
     assert second[4:].isnan().all()
     assert found.total() == (5, 9), "one pair of late's three is negative"
+    assert found.without_gradient == 2 * 21 - 9, "neither conflict nor agreement, and counted"
     assert found.counts[0].tolist() == [2, 2, 2, 1, 0, 0, 0]
     assert found.mean[0, 2].item() == pytest.approx(-1.0)
     assert all(p.grad is None for p in model.parameters())
@@ -130,4 +132,16 @@ def test_micro_batches_do_not_matter() -> None:
 def test_nothing_measured_is_no_conflict() -> None:
     found = Conflicts(KEYS, torch.empty(0, 3, 3, dtype=torch.float64))
     assert found.total() == (0, 0)
+    assert found.without_gradient == 0
     assert found.mean.isnan().all()
+
+
+def test_a_gradient_that_is_not_finite_is_told() -> None:
+    model = network({"x": 4})
+
+    def losses(out: TimeSformerOutput, batch: Batch) -> dict[str, Tensor]:
+        one = out.projected["x"].square().sum()
+        return {"one": one, "broken": torch.inf * one}
+
+    with pytest.raises(UniegoError, match="gradient of broken is not finite"):
+        measure(model, ("one", "broken"), losses, [batches(range(3))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 from uniego import cli
 
@@ -163,3 +165,25 @@ def test_proxies_of_different_teachers_train_side_by_side(slurm: Path, run: Path
     finish(run, *(f"{number}_{task}" for task in range(3)))
     said = call("train-proxies", "--run", run)
     assert said.count("finished before, nothing to do") == 3
+
+
+@pytest.mark.slow
+def test_the_cells_of_a_grid_are_shared_by_an_array(slurm: Path, run: Path, job: Any, finish: Any) -> None:
+    raw = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
+    raw["teachers"] = {key: raw["teachers"][key] for key in ("ego_dino", "exo_skl")}
+    raw["merge"]["epochs"] = 1
+    for section in ("proxies", "distill"):
+        raw[section]["train"]["epochs"] = 1
+    (run / "run.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    call("extract-teachers", "--run", run)
+    grid = run / "grid.yaml"
+    grid.write_text("name: g\nseeds: [0]\nbaseline: a\narms: {a: , b: {distill.top_k: 2, distill.threshold: 9.0}}\n")
+    number = submit("ablate", "--run", run, "--cpus", 1, "--", grid)
+    finish(run, *(f"{number}_{task}" for task in range(2)))
+    with (run / "ablate" / "g" / "results.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["state"] for row in csv.DictReader(stream)] == ["done", "done"]
+    shared = run / "ablate" / "shared"
+    assert len(list(shared.glob("proxies/*/record.json"))) == 2
+    for path in shared.glob("proxies/*/metrics.jsonl"):
+        assert path.read_text(encoding="utf-8").count('"loss"') == 1, "trained once"
+    assert len(list(shared.glob("merges/*/record.json"))) == 1
