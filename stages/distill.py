@@ -114,7 +114,8 @@ def student_fingerprint(
         inputs["start"] = _proxy_hashes(run, [key] if kind == "proxy" else teachers)
     if taught_by_proxies(distill):
         outputs = dict(zip(teachers, proxy_outputs(run, open_index(run), teachers), strict=True))
-        inputs["outputs"] = {key: [store.path.name, targets_hash(rows, store)] for key, store in outputs.items()}
+        inputs["outputs"] = {key: store.path.name for key, store in outputs.items()}
+        inputs["outputs_rows"] = {key: targets_hash(rows, store) for key, store in outputs.items()}
     elif distill.method == "naive":
         index = open_index(run)
         stores = {key: open_teacher(run, index, key) for key in teachers}
