@@ -101,7 +101,8 @@ def compare_all(
             sums.add(*(features[name].values[at.to(features[name].values.device)].to(device) for name in (one, other)))
         value = sums.value()
         if sums.clips >= LEAST_CLIPS and not math.isfinite(value):
-            raise UniegoError(f"numbers that are not finite (or too large for float64) in {one} or {other}: no CKA")
+            where = one if one == other else f"{one} or {other}"
+            raise UniegoError(f"numbers that are not finite (or too large for float64) in {where}: no CKA")
         return value
 
     def with_itself(name: str, rows: Tensor, key: str) -> float:
