@@ -169,16 +169,24 @@ def from_first(make: Callable[[], T]) -> T:
 
     For what is written, and for decisions. The value goes through JSON: plain numbers, texts, lists and dictionaries.
     """
-    watch = _company.watch
-    if world() == 1 or watch is None:
+    if world() == 1:
         return make()
-    if rank() == 0:
-        made = make()
-        with _meeting():
-            watch.tell(made)
-        return made
+    made = make() if rank() == 0 else None
     with _meeting():
-        value: T = watch.hear()
+        value: T = _told(made)
+    return value
+
+
+def _told(value: Any) -> Any:
+    """The first process's `value`, in all."""
+    watch = _company.watch
+    if watch is None:  # not by `joined`: whoever made the group watches over it
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+    if rank() > 0:
+        return watch.hear()
+    watch.tell(value)
     return value
 
 
