@@ -32,10 +32,11 @@ from ...pipeline.randomness import clip_stream, order
 from ...pipeline.rundir import Run, TaskFolder
 from ...pipeline.sampling import WINDOW_FPS
 from ...pipeline.signals import StopFlag
+from ...pipeline.sliding import Sliding
 from ..batches import Batch, ClipFailure
 from ..checkpoints import check_finite, replace_tensors
 from ..compute import resolve_device
-from ..dense import Sliding, dense_fingerprint, write_dense
+from ..dense import Slider, write_dense
 from ..loop import Loop, Plan, Task
 from ..training import remove_scaffold
 from .measure import Measure, percent
@@ -179,19 +180,23 @@ def _dense(
     """The folder of the videos' features, and the videos that could not be decoded."""
     run = subject.run
     folder = TaskFolder(run.evaluation_folder(subject.name).path / "dense", f"dense features of {subject.name}")
-    precision = run.config.compute.precision
-    fingerprint = {
-        **dense_fingerprint(subject.fingerprint["weights"], subject.reader, sliding, precision),
-        "videos": {name: path.name for name, path in videos.items()},
-    }
+    compute, weights = run.config.compute, subject.fingerprint["weights"]
+    slider = Slider(
+        subject.model,
+        subject.reader,
+        sliding,
+        compute.precision,
+        workers=compute.workers,
+        timeout_s=run.config.extract.decode_timeout_s,
+    )
+    names = {name: path.name for name, path in videos.items()}
+    fingerprint = {**slider.fingerprint(weights), "videos": names}
     missing = any(not layouts.features_path(folder.path, name).exists() for name in videos)
     failures: list[ClipFailure] = []
     changed = bool(folder.differences(fingerprint))
     with folder.work(fingerprint, overwrite=changed, incomplete=missing) as needed:
         if needed:
-            failures = write_dense(
-                subject.model, subject.reader, videos, folder.path, sliding, flag, precision=precision
-            )
+            failures = write_dense(slider, videos, folder.path, flag)
             folder.finish({"videos": len(videos), "failed": len(failures)})
     return folder.path, failures
 
