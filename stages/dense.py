@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from ..pipeline.video import VideoError
 from .batches import ClipFailure, ClipReader
 from .loop import autocast
 
-_STRETCH = 1 << 28  # bytes of the decoded frames of a stretch
+_STRETCH = 1 << 28  # bytes of the decoded frames of a stretch, and of their crops
 _PICKS = 2048  # frames that the windows of a stretch name, at most: the numbers travel in one message
 _AHEAD = 2  # batches that wait for the network
 
@@ -81,21 +82,23 @@ class Slider:
             else:
                 stretches += self._stretches(name, videos[name], found)
         jobs = _Jobs(self, stretches)
-        with Decoders(jobs, self.workers, timeout_s=self.timeout_s, waiting_bytes=_STRETCH) as decoders:
-            with closing(ahead(jobs.windows(decoders), _AHEAD, flag.check, decoders.close)) as batches:
-                parts: list[Tensor] = []
-                for stretch, windows in batches:
-                    flag.check()
-                    if isinstance(windows, VideoError):
-                        parts = []
-                        yield stretch.name, windows
-                        continue
-                    with autocast(self.model.cls_token.device, self.precision):
-                        token = self.model(windows.to(self.model.cls_token.device)).token
-                    parts.append(token.float().cpu())
-                    if sum(map(len, parts)) == stretch.steps:
-                        yield stretch.name, _finite(torch.cat(parts), stretch.path)
-                        parts = []
+        with (
+            Decoders(jobs, self.workers, timeout_s=self.timeout_s, waiting_bytes=_STRETCH) as decoders,
+            closing(ahead(jobs.windows(decoders), _AHEAD, flag.check, decoders.close)) as batches,
+        ):
+            parts: list[Tensor] = []
+            for stretch, windows in batches:
+                flag.check()
+                if isinstance(windows, VideoError):
+                    parts = []
+                    yield stretch.name, windows
+                    continue
+                with autocast(self.model.cls_token.device, self.precision):
+                    token = self.model(windows.to(self.model.cls_token.device)).token
+                parts.append(token.float().cpu())
+                if sum(map(len, parts)) == stretch.steps:
+                    yield stretch.name, _finite(torch.cat(parts), stretch.path)
+                    parts = []
 
     def _probed(self, videos: Mapping[str, Path], flag: StopFlag) -> Iterator[tuple[str, Decoded]]:
         """What every video says about itself."""
@@ -110,14 +113,12 @@ class Slider:
         assert found.shape is not None
         frames, fps = self.reader.num_frames, found.shape.fps
         steps, step_s = self.sliding.steps(found.last_s, fps), self.sliding.seconds(fps)
-        room = _STRETCH // (3 * found.shape.height * found.shape.width)  # frames
+        bytes_a_frame = max(3 * found.shape.height * found.shape.width, 12 * self.reader.image_size**2)  # or its crop
+        room = _STRETCH // bytes_a_frame
         overlapping = ((room - 1) / fps - self.sliding.window_s) / step_s  # windows that share their frames
         length = max(1, min(_PICKS // frames, max(room // frames, int(overlapping))))
         starts = [*range(0, steps, length), steps]
-        return [
-            _Stretch(name, path, begin, stop, max(0, begin - length), steps)
-            for begin, stop in zip(starts, starts[1:], strict=False)
-        ]
+        return [_Stretch(name, path, begin, stop, max(0, begin - length), steps) for begin, stop in pairwise(starts)]
 
 
 class _Stretch(NamedTuple):
