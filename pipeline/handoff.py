@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -60,7 +60,9 @@ class Handoff(Generic[T]):
             self._changed.notify_all()
 
 
-def ahead(items: Iterator[T], most: int, check: Callable[[], None], close: Callable[[], None]) -> Iterator[T]:
+def ahead(
+    items: Iterator[T], most: int, check: Callable[[], None], close: Callable[[], None]
+) -> Generator[T, None, None]:
     """The items, made by a thread that is at most `most` of them ahead; what making one raises, is raised here.
 
     `check` is called while nothing comes, and may raise. `close` makes the thread's wait for an item end; it is called

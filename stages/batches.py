@@ -156,6 +156,8 @@ class ClipReader:
         if decoded.error is not None:
             raise decoded.error
         assert decoded.frames is not None
+        assert decoded.numbers is not None
+        assert decoded.rows is not None
         return self._looks(arranged(decoded.frames, np.searchsorted(decoded.numbers, decoded.rows)), protocol)
 
     def test_frames(self, video: npt.NDArray[np.uint8], fps: float, protocol: Protocol = SINGLE) -> Tensor:

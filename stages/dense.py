@@ -176,7 +176,8 @@ class _Jobs:
     def _crops(self, decoded: Decoded) -> dict[int, Tensor]:
         """The decoded frames by their numbers."""
         reader = self._slider.reader
-        assert decoded.frames is not None and decoded.numbers is not None  # noqa: PT018
+        assert decoded.frames is not None
+        assert decoded.numbers is not None
         return {
             number: test_clip(
                 picture[None],

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowKey, RowStatus, fits, suggested_rows
-from ..errors import CoverageError, UniegoError, UsageError
+from ..errors import CoverageError, UniegoError
 from ..pipeline import files, sources
 from ..pipeline.clips import Clip
 from ..pipeline.config import ComputeConfig
@@ -317,9 +317,3 @@ def _judged(record: dict[str, Any], least: float) -> dict[str, Any]:
             "mend the files and run again with --overwrite, or lower the minimum"
         )
     return record
-
-
-def refuse_options(options: EncodeOptions) -> None:
-    """Raise `UsageError` for numbers that mean nothing."""
-    if options.batch < 1 or options.workers < 0 or not 0 <= options.min_coverage <= 1:
-        raise UsageError("--batch must be at least 1, --workers at least 0, --min-coverage within 0 and 1")

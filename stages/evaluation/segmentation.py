@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...errors import MissingInputError, UniegoError
+from ...errors import MissingInputError, UniegoError, UsageError
 from ...metrics import SegmentationScores
 from ...models.mstcn import MSTCN, mstcn_loss
 from ...pipeline import files
 from ...pipeline import segmentation as layouts
+from ...pipeline.clips import Clip
 from ...pipeline.config import CheckpointConfig
 from ...pipeline.progress import say, warn
 from ...pipeline.randomness import clip_stream, order
@@ -39,9 +40,11 @@ from ..compute import resolve_device
 from ..dense import Slider, write_dense
 from ..loop import Loop, Plan, Task
 from ..training import remove_scaffold
+from ..video_list import SUFFIXES
 from .measure import Measure, percent
 from .subjects import NetworkSubject, Subject
 
+_SUFFIXES = (*SUFFIXES, ".frames")
 HEAD = "head"
 NAMES = ("mof", "edit", "f1@10", "f1@25", "f1@50")
 
@@ -98,20 +101,36 @@ def window_seconds(run: Run) -> float:
 def video_files(run: Run, layout: layouts.Layout) -> dict[str, Path]:
     """The file of every video of the layout: the table's ego video of that name, or videos/<name>.* in its folder.
 
-    Raises `MissingInputError` naming those that are nowhere.
+    Raises `MissingInputError` naming those that are nowhere, `UsageError` where a name stands for two files.
     """
-    ego = {clip.ego_path.stem: clip.ego_path for clip in run.table().clips}
-    found = {}
-    for name in layout.videos:
-        beside = sorted((layout.folder / "videos").glob(f"{name}.*"))
-        if name in ego or beside:
-            found[name] = ego.get(name) or beside[0]
+    found = ego_videos(run.table().clips, layout.videos)
+    folder = layout.folder / "videos"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.stem in layout.videos and path.stem not in found and path.suffix.lower() in _SUFFIXES:
+            beside = [other for other in folder.iterdir() if other.stem == path.stem]
+            videos = sorted(other.name for other in beside if other.suffix.lower() in _SUFFIXES)
+            if len(videos) > 1:
+                raise UsageError(f"{folder}: {path.stem} may be {' or '.join(videos)}: leave one of them")
+            found[path.stem] = path
     missing = [name for name in layout.videos if name not in found]
     if missing:
         raise MissingInputError(
             f"no video file for {len(missing)} of {len(layout.videos)} videos of {layout.folder} "
             f"({', '.join(missing[:5])}): neither an ego video of the clip table has that name, nor a file in videos/"
         )
+    return found
+
+
+def ego_videos(clips: Sequence[Clip], names: Sequence[str]) -> dict[str, Path]:
+    """The clips' ego videos by those names. Raises `UsageError` where two files in different folders have one name."""
+    wanted, found = set(names), dict[str, Path]()
+    for clip in clips:
+        path = clip.ego_path
+        if path.stem in wanted and found.setdefault(path.stem, path) != path:
+            raise UsageError(
+                f"the labels of {path.stem} may be of {found[path.stem]} or of {path}: rename one of the videos, or "
+                "make a clip table without the other for evaluate.segmentation"
+            )
     return found
 
 
