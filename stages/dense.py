@@ -20,9 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import UniegoError
 from ..models import TimeSformer
-from ..pipeline import segmentation
+from ..pipeline import segmentation, sources
 from ..pipeline.augment import test_clip
 from ..pipeline.decode import Decoded, DecodeJob
 from ..pipeline.decoders import Decoders
@@ -32,12 +31,14 @@ from ..pipeline.signals import StopFlag
 from ..pipeline.sliding import Sliding, Windows
 from ..pipeline.video import VideoError
 from .batches import ClipFailure, ClipReader
+from .encoder import lone_clip
 from .loop import autocast
 
 _STRETCH = 1 << 28  # bytes of the decoded frames of a stretch, and of their crops
 _PICKS = 2048  # frames that the windows of a stretch name, at most: the numbers travel in one message
 _AHEAD = 2  # batches that wait for the network
 
+NON_FINITE = "non_finite"
 Tokens = npt.NDArray[np.float32]
 """[steps, D], of a video."""
 
@@ -73,7 +74,7 @@ class Slider:
         """Each video's name with its tokens, or why it does not decode.
 
         Memory is that of the decoded frames of two stretches per process (256 MB each, or one window). Raises
-        `Stopped` when asked to stop, `UniegoError` for tokens that are not finite.
+        `Stopped` when asked to stop.
         """
         stretches: list[_Stretch] = []
         for name, found in self._probed(videos, flag):
@@ -97,7 +98,7 @@ class Slider:
                     token = self.model(windows.to(self.model.cls_token.device)).token
                 parts.append(token.float().cpu())
                 if sum(map(len, parts)) == stretch.steps:
-                    yield stretch.name, _finite(torch.cat(parts), stretch.path)
+                    yield stretch.name, torch.cat(parts).numpy()
                     parts = []
 
     def _probed(self, videos: Mapping[str, Path], flag: StopFlag) -> Iterator[tuple[str, Decoded]]:
@@ -190,18 +191,18 @@ class _Jobs:
         }
 
 
-def _finite(tokens: Tensor, path: Path) -> Tokens:
-    if not tokens.isfinite().all():
-        raise UniegoError(f"{path}: the network's tokens are not finite numbers: its training has failed")
-    found: Tokens = tokens.numpy()
-    return found
+def video_identities(videos: Mapping[str, Path]) -> dict[str, str]:
+    """What tells each video from another one of the same name, wherever it lies."""
+    clips = {name: lone_clip(path, f"{name}{path.suffix}") for name, path in videos.items()}
+    seen = sources.measure(list(clips.values()))
+    return {name: sources.identity(clip, seen) for name, clip in clips.items()}
 
 
 def write_dense(slider: Slider, videos: Mapping[str, Path], out: Path, flag: StopFlag) -> list[ClipFailure]:
     """Write OUT/features/<name>.npy, float32 [D, T], for every video that is not there yet, in their order.
 
-    Returns the videos that could not be decoded. The caller sees to it that what lies in `out` was made with the same
-    network and settings (see `Slider.fingerprint`).
+    Returns the videos that could not be decoded, or whose tokens are not finite (`NON_FINITE`). The caller sees to it
+    that what lies in `out` was made with the same network and settings (see `Slider.fingerprint`).
     """
     left = {name: path for name, path in videos.items() if not segmentation.features_path(out, name).exists()}
     failures: list[ClipFailure] = []
@@ -210,6 +211,9 @@ def write_dense(slider: Slider, videos: Mapping[str, Path], out: Path, flag: Sto
             if isinstance(found, VideoError):
                 warn(f"video {name} left out: {found}")
                 failures.append(ClipFailure(name, found.reason, str(found)))
+            elif not np.isfinite(found).all():
+                warn(f"video {name} left out: the network's tokens of it are not finite numbers")
+                failures.append(ClipFailure(name, NON_FINITE, "the network's output is not finite"))
             else:
                 segmentation.write_features(out, name, found)
             meter.advance(1)

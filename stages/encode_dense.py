@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CoverageError, FingerprintMismatch, UsageError, fingerprint_difference
-from ..pipeline import files, segmentation, sources
+from ..pipeline import files, segmentation
 from ..pipeline.clips import Clip
 from ..pipeline.config import ComputeConfig
 from ..pipeline.decode import DecodeJob
@@ -30,10 +30,10 @@ from ..pipeline.sliding import Sliding
 from ..pipeline.video import backend_identity
 from .batches import ClipFailure
 from .compute import prepare
-from .dense import Slider, write_dense
+from .dense import Slider, video_identities, write_dense
 from .embeddings import FORMATS
 from .encode import EncodeOptions
-from .encoder import WEIGHTS, load, lone_clip, model_folder
+from .encoder import WEIGHTS, load, model_folder
 from .video_list import VideoList
 
 NOTE, FAILURES = "dense.json", "failures.csv"
@@ -70,7 +70,7 @@ def encode_dense(
             settings, overwrite=options.overwrite
         ),
     ):
-        folder.begin(settings, _identities(named), overwrite=options.overwrite)
+        folder.begin(settings, video_identities(named), overwrite=options.overwrite)
         left = [name for name in named if not folder.has(name)]
         if left:
             encoder.to(device)
@@ -120,13 +120,6 @@ def named_videos(clips: Sequence[Clip]) -> dict[str, Path]:
                 "files: rename one, or encode them into two folders"
             )
     return named
-
-
-def _identities(named: Mapping[str, Path]) -> dict[str, str]:
-    """What tells each video from another one of the same name, wherever it lies."""
-    clips = {name: lone_clip(path, path.name) for name, path in named.items()}
-    seen = sources.measure(list(clips.values()))
-    return {name: sources.identity(clip, seen) for name, clip in clips.items()}
 
 
 @dataclass(frozen=True)

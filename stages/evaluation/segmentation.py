@@ -37,7 +37,7 @@ from ...pipeline.sliding import Sliding
 from ..batches import Batch, ClipFailure
 from ..checkpoints import check_finite, replace_tensors
 from ..compute import resolve_device
-from ..dense import Slider, write_dense
+from ..dense import NON_FINITE, Slider, video_identities, write_dense
 from ..loop import Loop, Plan, Task
 from ..training import remove_scaffold
 from ..video_list import SUFFIXES
@@ -78,14 +78,13 @@ def settings(subject: Subject) -> dict[str, Any]:
     digest = hashlib.blake2b(json.dumps([layout.classes, layout.parts], sort_keys=True).encode(), digest_size=16)
     for video in layout.videos:
         digest.update(layout.labels[video].tobytes())
-    videos = {name: str(path) for name, path in sorted(video_files(run, layout).items())}
-    names = files.hash_bytes(json.dumps({n: Path(p).name for n, p in videos.items()}).encode())
+    videos = files.hash_bytes(json.dumps(video_identities(video_files(run, layout)), sort_keys=True).encode())
     section = run.config.evaluate.segmentation.model_dump(exclude={"layout"})
     return {
         **section,
         "window_s": window_seconds(run),
         "annotations": digest.hexdigest(),
-        "videos": names,
+        "videos": videos,
         "seed": run.config.seed,
     }
 
@@ -208,14 +207,15 @@ def _dense(
         workers=compute.workers,
         timeout_s=run.config.extract.decode_timeout_s,
     )
-    names = {name: path.name for name, path in videos.items()}
-    fingerprint = {**slider.fingerprint(weights), "videos": names}
+    fingerprint = {**slider.fingerprint(weights), "videos": video_identities(videos)}
     missing = any(not layouts.features_path(folder.path, name).exists() for name in videos)
     failures: list[ClipFailure] = []
     changed = bool(folder.differences(fingerprint))
     with folder.work(fingerprint, overwrite=changed, incomplete=missing) as needed:
         if needed:
             failures = write_dense(slider, videos, folder.path, flag)
+            if any(failure.reason == NON_FINITE for failure in failures):
+                raise UniegoError(f"{folder.title}: not finite numbers: the network's training has failed")
             folder.finish({"videos": len(videos), "failed": len(failures)})
     return folder.path, failures
 

@@ -102,3 +102,19 @@ def test_what_is_there_is_kept_and_what_does_not_decode_is_told(
         write_dense(Slider(model, READER, Sliding(1.0, 0.5)), videos, out, flag)
     assert ((out / "features" / "a.npy").stat().st_mtime_ns, (out / "features" / "b.npy").read_bytes()) == first
     assert np.load(out / "features" / "a.npy").shape == (16, 4)
+
+
+def test_tokens_that_are_no_numbers_are_a_failure_of_their_video(
+    tmp_path: Path, make_video: Callable[..., Path], model: TimeSformer
+) -> None:
+    videos = {name: make_video(tmp_path / f"{name}.mp4", frames=20 + 20 * i) for i, name in enumerate("ab")}
+    spoiled = model.register_forward_hook(
+        lambda _, __, out: out._replace(token=out.token / 0 * 0) if len(out.token) == 2 else out
+    )
+    try:
+        with StopFlag() as flag:
+            found = write_dense(Slider(model, READER, Sliding(1.0, 1.0)), videos, tmp_path / "out", flag)
+    finally:
+        spoiled.remove()
+    assert [failure[:2] for failure in found] == [("a", "non_finite")]
+    assert [p.name for p in (tmp_path / "out" / "features").iterdir()] == ["b.npy"]

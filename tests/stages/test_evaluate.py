@@ -23,13 +23,15 @@ from uniego.pipeline import files
 from uniego.pipeline.rundir import Run
 from uniego.pipeline.segmentation import read_layout, write_layout
 from uniego.pipeline.signals import StopFlag
+from uniego.pipeline.sliding import Sliding
 from uniego.stages import evaluate as stage
 from uniego.stages import recognition
 from uniego.stages.batches import Protocol
 from uniego.stages.encoder import WEIGHTS, load
 from uniego.stages.evaluate import evaluate
-from uniego.stages.evaluation import embeddings, retrieval
+from uniego.stages.evaluation import embeddings, retrieval, segmentation
 from uniego.stages.evaluation.segmentation import ego_videos, video_files
+from uniego.stages.evaluation.subjects import NetworkSubject
 from uniego.stages.recognition import recognise
 from uniego.stages.status import status
 from uniego.stages.training import fresh_model, write_trained
@@ -274,6 +276,25 @@ def test_a_layout_that_cannot_be_used_is_left_out_and_refused_where_named(run: R
     assert "no video file for 2 of 2 videos" in evaluate(other)["left_out"]["segmentation"]
     with pytest.raises(UsageError, match="segmentation of student is not possible: no video file"):
         evaluate(other, tasks=["segmentation"])
+
+
+def test_another_video_of_the_same_name_is_measured_anew(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    shutil.copytree(made / "data", tmp_path / "data")
+    run = Run.open(tmp_path / "run", [f"data.table={tmp_path / 'data' / 'clips.csv'}"])
+    subject = NetworkSubject(run, "student", run.student_folder.path / "model", torch.device("cpu"))
+    before = segmentation.settings(subject)
+    assert segmentation.settings(subject) == before
+    shutil.copy(tmp_path / "data/videos/take1_ego.mp4", tmp_path / "data/videos/take0_ego.mp4")
+    assert segmentation.settings(subject)["videos"] != before["videos"]
+    videos = {"take0_ego": tmp_path / "data/videos/take0_ego.mp4"}
+    with StopFlag() as flag:
+        segmentation._dense(subject, videos, Sliding(1.0, 1.0), flag)
+        features = subject.run.evaluation_folder("student").path / "dense" / "features" / "take0_ego.npy"
+        first = np.load(features)
+        shutil.copy(tmp_path / "data/videos/take2_ego.mp4", tmp_path / "data/videos/take0_ego.mp4")
+        segmentation._dense(subject, videos, Sliding(1.0, 1.0), flag)
+    assert not np.array_equal(np.load(features), first)
 
 
 def test_two_videos_of_one_name_are_not_guessed_between(run: Run, tmp_path: Path, made: Path) -> None:
