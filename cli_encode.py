@@ -19,11 +19,16 @@ checkpoint_app = typer.Typer(help="Released .pyth checkpoints.", no_args_is_help
 
 def encode(
     source: Annotated[Path, typer.Argument(metavar="VIDEO|DIR|TABLE", help="A video, a folder of them, a clip table.")],
-    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="NAME.parquet, NAME.npy or NAME.zarr.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PATH", help="NAME.parquet, NAME.npy or NAME.zarr; with --dense a folder.")
+    ],
     model: ModelOption = ".",
     every: Annotated[
         float | None, typer.Option("--every", metavar="S", help="Cut videos into clips of S seconds.")
     ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Features of whole videos, by a window that slides.")] = False,
+    window: Annotated[float | None, typer.Option("--window", metavar="S", help="With --dense: its length.")] = None,
+    step: Annotated[float | None, typer.Option("--step", metavar="S", help="With --dense: how far it slides.")] = None,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where the relative paths of a table start.")
     ] = None,
@@ -47,12 +52,27 @@ def encode(
     """Embeddings of videos, for those who want features only.
 
     Clips that cannot be decoded are listed in PATH.failures.csv. The same command continues; see docs/encoder.md."""
+    from .errors import UsageError
     from .stages.encode import EncodeOptions
     from .stages.encode import encode as stage
     from .stages.video_list import VideoList
 
     options = EncodeOptions(logits, device, precision, batch, workers, threads, min_coverage, overwrite)
-    record = stage(VideoList(source, every, root), out, model, options)
+    videos = VideoList(source, every, root)
+    if dense:
+        from .pipeline.sliding import Sliding
+        from .stages.encode_dense import encode_dense
+
+        if window is None or step is None:
+            raise UsageError(
+                "--dense needs --window and --step, in seconds: a window as long as the clips that the encoder has "
+                "learned from, a step per feature"
+            )
+        record = encode_dense(videos, out, model, Sliding(window, step), options)
+    elif window is not None or step is not None:
+        raise UsageError("--window and --step belong to --dense; to cut videos into clips there is --every")
+    else:
+        record = stage(videos, out, model, options)
     if as_json:
         print_json(record)
 

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UniegoError
-from .sampling import spread_indices
-from .video import VideoError, open_video, segment
+from .sampling import Views, spread_indices
+from .video import VideoError, VideoInfo, open_video, segment
+
+
+class Look(Protocol):
+    """How a network looks at a segment. Picklable, and free of torch: decoder processes import it."""
+
+    def rows(self, info: VideoInfo, first: int, end: int) -> npt.NDArray[np.int64]:
+        """Frames of the video that each view sees, of its segment first..end: int64 [V, T]."""
+
+    def held(self, info: VideoInfo, first: int, end: int) -> npt.NDArray[np.int64]:
+        """Those of them that are not to be decoded, since an earlier job brought them."""
+
+
+@dataclass(frozen=True)
+class ClipLook:
+    """A segment looked at once, from each of the `views`."""
+
+    views: Views
+
+    def rows(self, info: VideoInfo, first: int, end: int) -> npt.NDArray[np.int64]:
+        """See `Look`."""
+        return self.views.picks(end - first, info.fps, info.has_duration) + first
+
+    def held(self, info: VideoInfo, first: int, end: int) -> npt.NDArray[np.int64]:
+        """Nothing."""
+        return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
 class DecodeJob:
     """Decode a segment of a video, seconds as for `segment`, at the frames that all readers together want.
 
-    `counts`: numbers of frames wanted, each spread over the segment (`spread_indices`). None at all: only what the
-    video says about itself.
+    `counts`: numbers of frames wanted, each spread over the segment (`spread_indices`). `look`: the frames that it
+    names, instead. None at all: only what the video says about itself.
     """
 
     path: str
@@ -27,6 +52,12 @@ class DecodeJob:
     end_s: float | None
     counts: tuple[int, ...]
     backend: str = "pyav"
+    look: Look | None = None
+
+    @property
+    def wants_frames(self) -> bool:
+        """Whether there is anything to decode."""
+        return bool(self.counts) or self.look is not None
 
 
 class Shape(NamedTuple):
@@ -42,7 +73,8 @@ class Decoded:
     """What a job gave: `frames` uint8 [U, H, W, 3] of the file's own size, or `error`.
 
     `shape`: None if the video could not be opened. `length`: frames of the segment. `numbers`: int64 [U], which of
-    them the frames are, ascending. `nbytes`: memory that the frames take.
+    them the frames are, ascending. `rows`: of a look, the frames of each of its views, int64 [V, T], by the same
+    numbers. `last_s`: when the video's last frame is shown, seconds. `nbytes`: memory that the frames take.
     """
 
     shape: Shape | None = None
@@ -50,6 +82,8 @@ class Decoded:
     numbers: npt.NDArray[np.int64] | None = None
     frames: npt.NDArray[np.uint8] | None = None
     error: VideoError | None = None
+    rows: npt.NDArray[np.int64] | None = None
+    last_s: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -69,12 +103,18 @@ def decode(job: DecodeJob) -> Decoded:
     shape = None
     try:
         with open_video(job.path, job.backend) as video:
-            shape = Shape(video.info.fps, video.info.height, video.info.width)
-            if not job.counts:
-                return Decoded(shape)
-            first, end = segment(video.info, job.start_s, job.end_s)
-            numbers = union(end - first, job.counts)
-            return Decoded(shape, end - first, numbers, video.frames(numbers + first))
+            info = video.info
+            shape, last = Shape(info.fps, info.height, info.width), float(info.times[-1])
+            if not job.wants_frames:
+                return Decoded(shape, last_s=last)
+            first, end = segment(info, job.start_s, job.end_s)
+            rows = None if job.look is None else job.look.rows(info, first, end)
+            if job.look is None or rows is None:
+                numbers = union(end - first, job.counts)
+            else:
+                rows = rows - first
+                numbers = np.setdiff1d(rows, job.look.held(info, first, end) - first)
+            return Decoded(shape, end - first, numbers, video.frames(numbers + first), rows=rows, last_s=last)
     except VideoError as error:
         return Decoded(shape, error=error)
     except (UniegoError, OSError, MemoryError):

@@ -47,7 +47,7 @@ def _answer(connection: socket.socket, message: bytes) -> None:
     try:
         decoded = decode(pickle.loads(message))  # noqa: S301  (from our own parent)
         answer = _without_frames(decoded)
-        if decoded.frames is not None:
+        if decoded.frames is not None and decoded.frames.size:
             fds.append(_shared(decoded.frames))
     except Exception as error:
         answer = _plain(error)

@@ -111,9 +111,9 @@ class DecoderProcess:
         except _Lost as lost:
             error = VideoError(lost.reason, job.path, f"twice, {lost}")
         shape = None
-        if job.counts:  # who wants only this would have got it
+        if job.wants_frames:  # who wants only this would have got it
             with suppress(_Lost):
-                shape = self._ask(replace(job, counts=())).shape
+                shape = self._ask(replace(job, counts=(), look=None)).shape
         return Decoded(shape, error=error)
 
     def _ask(self, job: DecodeJob) -> Decoded:
@@ -141,7 +141,9 @@ class DecoderProcess:
             raise answer
         decoded: Decoded = answer[0]
         shape: tuple[int, ...] = answer[1]
-        return replace(decoded, frames=_mapped(fds[0], shape)) if fds else decoded
+        if fds:
+            return replace(decoded, frames=_mapped(fds[0], shape))
+        return replace(decoded, frames=np.empty(shape, np.uint8)) if shape else decoded  # frames, but none of them
 
     def _started(self) -> socket.socket:
         for _ in range(_STARTS):

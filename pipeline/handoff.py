@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_LOOK = 0.5  # seconds between looks while nothing comes
 
 
 class Ended(Exception):
@@ -56,3 +58,39 @@ class Handoff(Generic[T]):
             self._left = self._left or error or Ended()
             self._items.clear()
             self._changed.notify_all()
+
+
+def ahead(
+    items: Iterator[T], most: int, check: Callable[[], None], close: Callable[[], None]
+) -> Generator[T, None, None]:
+    """The items, made by a thread that is at most `most` of them ahead; what making one raises, is raised here.
+
+    `check` is called while nothing comes, and may raise. `close` makes the thread's wait for an item end; it is called
+    at the end, whatever that is.
+    """
+    ready = Handoff[T](most)
+
+    def make() -> None:
+        try:
+            for item in items:
+                ready.put(item)
+            ready.finish()
+        except Ended:
+            pass  # nobody wants more
+        except BaseException as error:  # for whoever waits
+            ready.finish(error)
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                yield ready.get(_LOOK)
+            except TimeoutError:
+                check()
+            except Ended:
+                return
+    finally:
+        ready.leave()
+        close()
+        thread.join()

@@ -11,6 +11,7 @@ Three rules, all returning frame numbers inside the clip, in order; a clip with 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,29 @@ def fit_fraction(view: int, views: int) -> float:
     """
     _check_view(view, views)
     return 0.5 if views == 1 else view / (views - 1)
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a network looks at a clip: `count` frames by the rule `policy` (window or fit) at every place.
+
+    `places`: (start, phase) of each view, fractions in [0, 1]; the `window` rule knows no phase.
+    """
+
+    policy: str
+    count: int
+    rate: int
+    places: tuple[tuple[float, float], ...]
+
+    def picks(self, num_frames: int, fps: float, has_duration: bool) -> Indices:
+        """The frames of each view, int64 [views, count], each in 0..num_frames-1."""
+        return np.stack([self._picks(num_frames, fps, has_duration, *place) for place in self.places])
+
+    def _picks(self, num_frames: int, fps: float, has_duration: bool, start: float, phase: float) -> Indices:
+        if self.policy == "window":
+            begin = window_start(num_frames, fps, start, count=self.count, rate=self.rate)
+            return window_indices(num_frames, fps, begin, self.count, self.rate, has_duration)
+        return fit_indices(num_frames, fps, count=self.count, rate=self.rate, start=start, phase=phase)
 
 
 def spread_indices(num_frames: int, count: int) -> Indices:

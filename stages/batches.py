@@ -9,6 +9,7 @@ import multiprocessing
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..pipeline import sampling
 from ..pipeline.augment import draw_train, test_clip, train_clip
 from ..pipeline.clips import Clip, View
 from ..pipeline.config import RunConfig, StudentConfig
+from ..pipeline.decode import ClipLook, Decoded, DecodeJob
 from ..pipeline.poses import PoseError
 from ..pipeline.randomness import clip_stream, order
 from ..pipeline.signals import ignore_in_child
@@ -144,6 +146,20 @@ class ClipReader:
         """All views and crops of the protocol, float32 [views * crops, 3, T, S, S]. Raises `VideoError`."""
         return self._looks(self.frames(clip, self._positions(protocol)), protocol)
 
+    def job(self, clip: Clip, protocol: Protocol = SINGLE) -> DecodeJob:
+        """What a decoder process has to do for `looks`. Raises `UsageError` for a clip without this view's video."""
+        look = ClipLook(self._views(self._positions(protocol)))
+        return DecodeJob(str(self._path(clip)), clip.start_s, clip.end_s, (), self.backend, look)
+
+    def looks(self, decoded: Decoded, protocol: Protocol = SINGLE) -> Tensor:
+        """What `test` gives, out of what the clip's job gave. Raises `VideoError`."""
+        if decoded.error is not None:
+            raise decoded.error
+        assert decoded.frames is not None
+        assert decoded.numbers is not None
+        assert decoded.rows is not None
+        return self._looks(arranged(decoded.frames, np.searchsorted(decoded.numbers, decoded.rows)), protocol)
+
     def test_frames(self, video: npt.NDArray[np.uint8], fps: float, protocol: Protocol = SINGLE) -> Tensor:
         """The same of a clip given as its frames uint8 [T, H, W, 3], RGB, at `fps` frames per second."""
         wanted, rows = self._wanted(len(video), fps, True, self._positions(protocol))
@@ -174,10 +190,7 @@ class ClipReader:
 
     def frames(self, clip: Clip, positions: Sequence[tuple[float, float]]) -> list[npt.NDArray[np.uint8]]:
         """Frames uint8 [T, H, W, 3] for every (start, phase), fractions in [0, 1]; one decoding pass for all."""
-        path = clip.video(self.view)
-        if path is None:
-            raise UsageError(f"clip {clip.clip_id} names no {self.view} video: leave it out")
-        with open_video(path, self.backend) as video:
+        with open_video(self._path(clip), self.backend) as video:
             info = video.info
             first, end = segment(info, clip.start_s, clip.end_s)
             wanted, rows = self._wanted(end - first, info.fps, info.has_duration, positions)
@@ -188,15 +201,18 @@ class ClipReader:
         self, count: int, fps: float, has_duration: bool, positions: Sequence[tuple[float, float]]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Frames of a clip of `count` that the positions ask for, each once, int64 [n]; and per position its T rows."""
-        picks = [self._picks(count, fps, has_duration, *position) for position in positions]
-        wanted, where = np.unique(np.concatenate(picks), return_inverse=True)
-        return wanted, where.reshape(len(picks), self.num_frames)
+        picks = self._views(positions).picks(count, fps, has_duration)
+        wanted, where = np.unique(picks, return_inverse=True)
+        return wanted, where.reshape(picks.shape)
 
-    def _picks(self, count: int, fps: float, has_duration: bool, start: float, phase: float) -> npt.NDArray[np.int64]:
-        if self.policy == "window":
-            begin = sampling.window_start(count, fps, start, count=self.num_frames, rate=self.rate)
-            return sampling.window_indices(count, fps, begin, self.num_frames, self.rate, has_duration)
-        return sampling.fit_indices(count, fps, count=self.num_frames, rate=self.rate, start=start, phase=phase)
+    def _views(self, positions: Sequence[tuple[float, float]]) -> sampling.Views:
+        return sampling.Views(self.policy, self.num_frames, self.rate, tuple(positions))
+
+    def _path(self, clip: Clip) -> Path:
+        path = clip.video(self.view)
+        if path is None:
+            raise UsageError(f"clip {clip.clip_id} names no {self.view} video: leave it out")
+        return path
 
 
 def arranged(frames: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:

@@ -42,8 +42,8 @@ def import_checkpoint(
     Sizes are told by the shapes, but for `heads` (None: width / 64). `classes`: a JSON list or a text file of names, a
     line each, in the order of the labels. `policy`, `views`, `crops`: how clips are looked at; the short sides are the
     published ones, in proportion to the network's image size. `like`: a folder or checkpoint whose names and shapes it
-    must have. Raises `WeightsError` naming the entries that are missing, unknown or of another shape, `UsageError` for
-    options that do not fit the checkpoint.
+    must have. Raises `WeightsError` naming the entries that are missing, unknown, of another shape or not finite,
+    `UsageError` for options that do not fit the checkpoint.
     """
     refuse_filled(out)
     state, metadata = read_release_checkpoint(file)
@@ -53,6 +53,9 @@ def import_checkpoint(
     geometry = geometry_from_state(state, heads)
     if like is not None:
         _refuse_unlike(file, geometry, state, like)
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(f"{file}: entries that are not finite numbers: {listed(broken)}")
     model = TimeSformer(**geometry)
     names = _class_names(classes, geometry["num_classes"])
     model.load_state_dict(state)

@@ -1,190 +1,220 @@
 """Dense features: one embedding per step of an untrimmed video, from a window that slides over it.
 
-Step i stands for the time from i * step to (i + 1) * step seconds; its window lies around the middle of that. The
-network's T frames are those shown at the centres of T equal parts of the window; before the begin and after the end of
-the video its first and last frame are repeated. A frame that several windows of a stretch see is decoded and cropped
+What a window sees is in `pipeline.sliding`. Videos are decoded in stretches of windows, by processes that are watched
+and run ahead of the network, also from one video to the next. A frame that several windows see is decoded and cropped
 (the centre crop of the evaluation) once.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import FingerprintMismatch, UniegoError, UsageError, fingerprint_difference
 from ..models import TimeSformer
-from ..pipeline import files, segmentation
+from ..pipeline import segmentation, sources
 from ..pipeline.augment import test_clip
+from ..pipeline.decode import Decoded, DecodeJob
+from ..pipeline.decoders import Decoders
+from ..pipeline.handoff import ahead
 from ..pipeline.progress import Meter, warn
 from ..pipeline.signals import StopFlag
-from ..pipeline.video import Video, VideoError, VideoInfo, open_video
+from ..pipeline.sliding import Sliding, Windows
+from ..pipeline.video import VideoError
 from .batches import ClipFailure, ClipReader
-from .encoder import Encoder
+from .encoder import lone_clip
 from .loop import autocast
 
-_HELD = 1 << 28  # bytes of frames that wait for their windows
-_BATCH = 16  # windows that go through the network together
+_STRETCH = 1 << 28  # bytes of the decoded frames of a stretch, and of their crops
+_PICKS = 2048  # frames that the windows of a stretch name, at most: the numbers travel in one message
+_AHEAD = 2  # batches that wait for the network
+
+NON_FINITE = "non_finite"
+Tokens = npt.NDArray[np.float32]
+"""[steps, D], of a video."""
 
 
 @dataclass(frozen=True)
-class Sliding:
-    """A window of `window_s` seconds that moves by `step_s` seconds, or by `every` frames of the video.
+class Slider:
+    """Dense tokens by a network, which is on its device, in eval mode. `reader`: how it sees frames.
 
-    Raises `UsageError` unless one of the two is given, and all is positive.
+    `batch`: windows that go through the network together. `workers`: processes that decode; 0: none, and a file that
+    crashes or hangs a decoder ends the work. `timeout_s`: seconds that a decoder has for a stretch, plus one per
+    megabyte of its file.
     """
 
-    window_s: float
-    step_s: float | None = None
-    every: int | None = None
+    model: TimeSformer
+    reader: ClipReader
+    sliding: Sliding
+    precision: str = "fp32"
+    batch: int = 16
+    workers: int = 0
+    timeout_s: float = 120.0
 
-    def __post_init__(self) -> None:
-        step = self.step_s if self.every is None else self.every
-        if (self.step_s is None) == (self.every is None):
-            raise UsageError("a sliding window moves by step_s seconds or by every so many frames: give one of them")
-        if step is None or not (0 < self.window_s < math.inf and 0 < step < math.inf):
-            raise UsageError(f"window ({self.window_s} s) and step ({step}) must be positive numbers")
+    def fingerprint(self, weights: str) -> dict[str, Any]:
+        """What the tokens depend on besides the videos; `weights`: the hash of the network's file."""
+        return {
+            "weights": weights,
+            "input": asdict(self.reader),
+            "precision": self.precision,
+            **asdict(self.sliding),
+        }
 
-    def seconds(self, info: VideoInfo) -> float:
-        """Length of a step."""
-        return self.step_s if self.step_s is not None else (self.every or 1) / info.fps
+    @torch.inference_mode()
+    def tokens(self, videos: Mapping[str, Path], flag: StopFlag) -> Iterator[tuple[str, Tokens | VideoError]]:
+        """Each video's name with its tokens, or why it does not decode.
 
-    def steps(self, info: VideoInfo) -> int:
-        """How many features a video has: its length in steps, rounded up."""
-        length = float(info.times[-1]) + 1 / info.fps
-        return max(1, math.ceil(round(length / self.seconds(info), 6)))
+        Memory is that of the decoded frames of two stretches per process (256 MB each, or one window). Raises
+        `Stopped` when asked to stop.
+        """
+        stretches: list[_Stretch] = []
+        for name, found in self._probed(videos, flag):
+            if found.error is not None:
+                yield name, found.error
+            else:
+                stretches += self._stretches(name, videos[name], found)
+        jobs = _Jobs(self, stretches)
+        with (
+            Decoders(jobs, self.workers, timeout_s=self.timeout_s, waiting_bytes=_STRETCH) as decoders,
+            closing(ahead(jobs.windows(decoders), _AHEAD, flag.check, decoders.close)) as batches,
+        ):
+            parts: list[Tensor] = []
+            for stretch, windows in batches:
+                flag.check()
+                if isinstance(windows, VideoError):
+                    parts = []
+                    yield stretch.name, windows
+                    continue
+                with autocast(self.model.cls_token.device, self.precision):
+                    token = self.model(windows.to(self.model.cls_token.device)).token
+                parts.append(token.float().cpu())
+                if sum(map(len, parts)) == stretch.steps:
+                    yield stretch.name, torch.cat(parts).numpy()
+                    parts = []
 
-    def picks(self, info: VideoInfo, frames: int) -> npt.NDArray[np.int64]:
-        """Frames that each window looks at, int64 [steps, frames]."""
-        middles = (np.arange(self.steps(info)) + 0.5) * self.seconds(info)
-        parts = ((np.arange(frames) + 0.5) / frames - 0.5) * self.window_s
-        shown = np.searchsorted(info.times, middles[:, None] + parts + 1e-6, side="right") - 1
-        return np.clip(shown, 0, info.frame_count - 1).astype(np.int64)
+    def _probed(self, videos: Mapping[str, Path], flag: StopFlag) -> Iterator[tuple[str, Decoded]]:
+        """What every video says about itself."""
+        jobs = (DecodeJob(str(path), None, None, (), self.reader.backend) for path in videos.values())
+        with Decoders(jobs, min(1, self.workers), timeout_s=self.timeout_s) as decoders:
+            for name, found in zip(videos, decoders, strict=True):
+                flag.check()
+                yield name, found
 
-
-@torch.inference_mode()
-def dense_tokens(
-    model: TimeSformer, reader: ClipReader, path: Path, sliding: Sliding, flag: StopFlag, *, precision: str = "fp32"
-) -> npt.NDArray[np.float32]:
-    """Tokens of a video's windows, float32 [steps, D]. `reader`: how the network sees frames.
-
-    Decoded from front to back in stretches; at the border of two the decoder goes back to the last key frame. Memory
-    is that of the frames of one stretch, at most 256 MB or those of one batch. Raises `VideoError` for a file that
-    does not decode, `Stopped` when asked to stop, `UniegoError` for tokens that are not finite.
-    """
-    device = model.cls_token.device
-    tokens: list[Tensor] = []
-    with open_video(path, reader.backend) as video:
-        picks = sliding.picks(video.info, reader.num_frames)
-        frame_bytes = 12 * reader.image_size**2
-        stretch = max(1, _HELD // (frame_bytes * reader.num_frames * _BATCH)) * _BATCH
-        held: dict[int, Tensor] = {}
-        for at in range(0, len(picks), _BATCH):
-            flag.check()
-            if at % stretch == 0:
-                held = _stretch(video, reader, np.unique(picks[at : at + stretch]), held)
-            windows = torch.stack([torch.stack([held[n] for n in row], 1) for row in picks[at : at + _BATCH].tolist()])
-            with autocast(device, precision):
-                tokens.append(model(windows.to(device)).token.float().cpu())
-    joined: npt.NDArray[np.float32] = torch.cat(tokens).numpy()
-    if not np.isfinite(joined).all():
-        raise UniegoError(f"{path}: the network's tokens are not finite numbers: its training has failed")
-    return joined
-
-
-def _stretch(
-    video: Video, reader: ClipReader, wanted: npt.NDArray[np.int64], held: Mapping[int, Tensor]
-) -> dict[int, Tensor]:
-    """The wanted frames as the network sees them, float32 [3, S, S] each; those already held are not decoded again."""
-    fresh = np.array([n for n in wanted.tolist() if n not in held], dtype=np.int64)
-    kept = {n: held[n] for n in wanted.tolist() if n in held}
-
-    def keep(place: int, picture: npt.NDArray[np.uint8]) -> None:
-        kept[int(fresh[place])] = test_clip(
-            picture[None],
-            size=reader.image_size,
-            single_short_side=reader.single_short_side,
-            mean=reader.mean,
-            std=reader.std,
-        )[:, 0]
-
-    if len(fresh):
-        video.each(fresh, keep)
-    return kept
+    def _stretches(self, name: str, path: Path, found: Decoded) -> list[_Stretch]:
+        """A video's windows in portions whose frames have room."""
+        assert found.shape is not None
+        frames, fps = self.reader.num_frames, found.shape.fps
+        steps, step_s = self.sliding.steps(found.last_s, fps), self.sliding.seconds(fps)
+        bytes_a_frame = max(3 * found.shape.height * found.shape.width, 12 * self.reader.image_size**2)  # or its crop
+        room = _STRETCH // bytes_a_frame
+        overlapping = ((room - 1) / fps - self.sliding.window_s) / step_s  # windows that share their frames
+        length = max(1, min(_PICKS // frames, max(room // frames, int(overlapping))))
+        starts = [*range(0, steps, length), steps]
+        return [_Stretch(name, path, begin, stop, max(0, begin - length), steps) for begin, stop in pairwise(starts)]
 
 
-def write_dense(
-    model: TimeSformer,
-    reader: ClipReader,
-    videos: Mapping[str, Path],
-    out: Path,
-    sliding: Sliding,
-    flag: StopFlag,
-    *,
-    precision: str = "fp32",
-) -> list[ClipFailure]:
+class _Stretch(NamedTuple):
+    """The windows begin..stop of a video of `steps` windows; those from `known` on are in the stretch before."""
+
+    name: str
+    path: Path
+    begin: int
+    stop: int
+    known: int
+    steps: int
+
+
+class _Jobs:
+    """The decoding of stretches; those of a video that failed are not asked for any more."""
+
+    def __init__(self, slider: Slider, stretches: list[_Stretch]) -> None:
+        self._slider, self._stretches = slider, iter(stretches)
+        self._asked: deque[_Stretch] = deque()
+        self._broken: set[str] = set()
+
+    def __iter__(self) -> Iterator[DecodeJob]:
+        reader = self._slider.reader
+        for stretch in self._stretches:
+            if stretch.name not in self._broken:
+                self._asked.append(stretch)
+                look = Windows(self._slider.sliding, reader.num_frames, stretch.begin, stretch.stop, stretch.known)
+                yield DecodeJob(str(stretch.path), None, None, (), reader.backend, look)
+
+    def windows(self, decoders: Decoders) -> Iterator[tuple[_Stretch, Tensor | VideoError]]:
+        """Batches of a video's windows, float32 [b, 3, T, S, S], or why there are no more of them."""
+        held: dict[int, Tensor] = {}  # frames as the network sees them, float32 [3, S, S]
+        waiting: list[Tensor] = []
+        for decoded in decoders:
+            stretch = self._asked.popleft()
+            if stretch.name in self._broken:
+                continue
+            if stretch.begin == 0:
+                held, waiting = {}, []
+            if decoded.error is not None:
+                self._broken.add(stretch.name)
+                yield stretch, decoded.error
+                continue
+            assert decoded.rows is not None
+            seen = set(decoded.rows.ravel().tolist())
+            held = {number: crop for number, crop in held.items() if number in seen} | self._crops(decoded)
+            for row in decoded.rows.tolist():
+                waiting.append(torch.stack([held[number] for number in row], 1))
+                if len(waiting) == self._slider.batch:
+                    yield stretch, torch.stack(waiting)
+                    waiting = []
+            if stretch.stop == stretch.steps and waiting:
+                yield stretch, torch.stack(waiting)
+
+    def _crops(self, decoded: Decoded) -> dict[int, Tensor]:
+        """The decoded frames by their numbers."""
+        reader = self._slider.reader
+        assert decoded.frames is not None
+        assert decoded.numbers is not None
+        return {
+            number: test_clip(
+                picture[None],
+                size=reader.image_size,
+                single_short_side=reader.single_short_side,
+                mean=reader.mean,
+                std=reader.std,
+            )[:, 0]
+            for number, picture in zip(decoded.numbers.tolist(), decoded.frames, strict=True)
+        }
+
+
+def video_identities(videos: Mapping[str, Path]) -> dict[str, str]:
+    """What tells each video from another one of the same name, wherever it lies."""
+    clips = {name: lone_clip(path, f"{name}{path.suffix}") for name, path in videos.items()}
+    seen = sources.measure(list(clips.values()))
+    return {name: sources.identity(clip, seen) for name, clip in clips.items()}
+
+
+def write_dense(slider: Slider, videos: Mapping[str, Path], out: Path, flag: StopFlag) -> list[ClipFailure]:
     """Write OUT/features/<name>.npy, float32 [D, T], for every video that is not there yet, in their order.
 
-    The network is on its device, in eval mode. Returns the videos that could not be decoded. The caller sees to it
-    that what lies in `out` was made with the same network and settings (see `dense_fingerprint`).
+    Returns the videos that could not be decoded, or whose tokens are not finite (`NON_FINITE`). The caller sees to it
+    that what lies in `out` was made with the same network and settings (see `Slider.fingerprint`).
     """
+    left = {name: path for name, path in videos.items() if not segmentation.features_path(out, name).exists()}
     failures: list[ClipFailure] = []
-    there = sum(segmentation.features_path(out, name).exists() for name in videos)
-    with Meter("dense features", len(videos), unit="videos", resumed=there) as meter:
-        for name, path in videos.items():
-            if segmentation.features_path(out, name).exists():
-                continue
-            try:
-                tokens = dense_tokens(model, reader, path, sliding, flag, precision=precision)
-                segmentation.write_features(out, name, tokens)
-            except VideoError as error:
-                warn(f"video {name} left out: {error}")
-                failures.append(ClipFailure(name, error.reason, str(error)))
+    with Meter("dense features", len(videos), unit="videos", resumed=len(videos) - len(left)) as meter:
+        for name, found in slider.tokens(left, flag):
+            if isinstance(found, VideoError):
+                warn(f"video {name} left out: {found}")
+                failures.append(ClipFailure(name, found.reason, str(found)))
+            elif not np.isfinite(found).all():
+                warn(f"video {name} left out: the network's tokens of it are not finite numbers")
+                failures.append(ClipFailure(name, NON_FINITE, "the network's output is not finite"))
+            else:
+                segmentation.write_features(out, name, found)
             meter.advance(1)
     return failures
-
-
-def encode_dense(
-    encoder: Encoder,
-    videos: Mapping[str, Path],
-    out: Path,
-    sliding: Sliding,
-    flag: StopFlag,
-    *,
-    precision: str = "fp32",
-) -> list[ClipFailure]:
-    """Dense features of videos by an encoder, into a folder of the user's: `write_dense`, and OUT/dense.json beside it.
-
-    dense.json says what they were made with. Features of something else in `out` are not mixed with: raises
-    `FingerprintMismatch`, or `UsageError` where nothing says what they are. The same call continues.
-    """
-    weights = tensors_hash(encoder.model.state_dict())
-    wanted = json.loads(json.dumps(dense_fingerprint(weights, encoder.reader, sliding, precision)))
-    note = out / "dense.json"
-    if note.exists():
-        different = fingerprint_difference(json.loads(note.read_text(encoding="utf-8")), wanted)
-        if different:
-            raise FingerprintMismatch(f"what is in {out}", different, "Name another folder for other features.")
-    elif any((out / segmentation.FEATURES).glob("*.npy")):
-        raise UsageError(f"{out / segmentation.FEATURES} holds features of unknown origin: name another folder")
-    files.write_json(note, wanted)
-    return write_dense(encoder.model, encoder.reader, videos, out, sliding, flag, precision=precision)
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names and values of tensors."""
-    parts = (f"{name} {files.hash_bytes(value.cpu().numpy().tobytes())}" for name, value in sorted(tensors.items()))
-    return files.hash_bytes("\n".join(parts).encode())
-
-
-def dense_fingerprint(weights: str, reader: ClipReader, sliding: Sliding, precision: str) -> dict[str, Any]:
-    """What dense features depend on besides the videos; `weights`: the hash of the network's file."""
-    return {"weights": weights, "input": asdict(reader), "precision": precision, **asdict(sliding)}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ import torch
 from torch import Tensor
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowKey, RowStatus, fits, suggested_rows
-from ..errors import CoverageError, UniegoError, UsageError
+from ..errors import CoverageError, UniegoError
 from ..pipeline import files, sources
 from ..pipeline.clips import Clip
 from ..pipeline.config import ComputeConfig
+from ..pipeline.decode import DecodeJob
+from ..pipeline.decoders import Decoders
+from ..pipeline.handoff import ahead
 from ..pipeline.progress import Meter, count, duration, say, size_text, warn
 from ..pipeline.rundir import TaskFolder
 from ..pipeline.signals import StopFlag
 from ..pipeline.video import VideoError, backend_identity
-from .batches import Batch, load
+from .batches import Batch, ClipFailure, Sample, collate
 from .compute import prepare
 from .embeddings import Embeddings, Output
 from .encoder import WEIGHTS, Encoder, model_folder
@@ -37,12 +41,15 @@ from .video_list import VideoList
 
 _PROBES = 2
 _SHOWN = 5  # failures that are printed
+_AHEAD = 2  # batches that wait for the network
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """How to encode. `logits`: class scores and the predicted class beside every embedding. `batch`: clips that go
-    through the network together. `min_coverage`: least share of the clips, 0 to 1."""
+    through the network together. `workers`: processes that decode; 0: none, and a file that crashes or hangs a
+    decoder ends the work. `min_coverage`: least share of the clips, 0 to 1. `timeout_s`: seconds that a decoder has for
+    a clip, plus one per megabyte of its file."""
 
     logits: bool = False
     device: str = "auto"
@@ -52,6 +59,7 @@ class EncodeOptions:
     threads: int | None = None
     min_coverage: float = 0.0
     overwrite: bool = False
+    timeout_s: float = 120.0
 
 
 def encode(videos: VideoList, out: Path, model: str | Path, options: EncodeOptions) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def encode(videos: VideoList, out: Path, model: str | Path, options: EncodeOptio
     device = prepare(compute)
     folder = model_folder(model)
     encoder = load_encoder(model)
-    clips = videos.clips(encoder.reader.backend)
+    clips = videos.clips(encoder.reader.backend, min(1, options.workers))
     keys, content = _identities(clips)
     fingerprint = {
         "weights": files.hash_file(folder / WEIGHTS),
@@ -175,17 +183,20 @@ class _Job:
     def _announce(self, left: Sequence[int]) -> None:
         """Say what it will take, by a few clips tried."""
         seconds, tried = 0.0, 0
-        for place in left[:: max(1, len(left) // _PROBES)][:_PROBES] if len(left) > _PROBES else []:
-            self.flag.check()
+        probes = left[:: max(1, len(left) // _PROBES)][:_PROBES] if len(left) > _PROBES else []
+        with self._decoders(probes, min(1, self.options.workers)) as decoders:
             started = time.monotonic()
-            try:
-                looks = self.encoder.reader.test(self.clips[place], self.encoder.protocol)
-            except VideoError:
-                continue
-            read = time.monotonic() - started
-            self.network(looks[None])
-            network = time.monotonic() - started - read
-            seconds, tried = seconds + max(read / max(1, self.options.workers), network), tried + 1
+            for decoded in decoders:
+                self.flag.check()
+                try:
+                    looks = self.encoder.reader.looks(decoded, self.encoder.protocol)
+                except VideoError:
+                    continue
+                read = time.monotonic() - started
+                self.network(looks[None])
+                network = time.monotonic() - started - read
+                seconds, tried = seconds + max(read / max(1, self.options.workers), network), tried + 1
+                started = time.monotonic()
         width = sum(spec.shape[0] for spec in self._arrays().values())
         cost = f", about {duration(seconds / tried * len(left))} by {count(tried, 'clip')} tried" if tried else ""
         protocol, options = self.encoder.protocol, self.options
@@ -201,18 +212,32 @@ class _Job:
             for shard, places in work.items()
             for at in range(0, len(places), self.options.batch)
         ]
-        stream = load(
-            self.encoder.reader,
-            self.clips,
-            [[(-1, place) for place in places] for _, places in portions],
-            protocol=self.encoder.protocol,
-            workers=self.options.workers,
-            pin_memory=self.encoder.device.type == "cuda",
-        )
-        done = zip((shard for shard, _ in portions), self._through(stream, meter), strict=True)
-        for shard, results in groupby(done, key=lambda pair: pair[0]):
-            self._write(store, shard, work[shard], [result for _, result in results])
-            self.flag.check()
+        with self._decoders(list(chain.from_iterable(work.values())), self.options.workers) as decoders:
+            batches = self._batches(decoders, [places for _, places in portions])
+            with closing(ahead(batches, _AHEAD, self.flag.check, decoders.close)) as stream:
+                done = zip((shard for shard, _ in portions), self._through(stream, meter), strict=True)
+                for shard, results in groupby(done, key=lambda pair: pair[0]):
+                    self._write(store, shard, work[shard], [result for _, result in results])
+                    self.flag.check()
+
+    def _decoders(self, places: Sequence[int], workers: int) -> Decoders:
+        """The clips at these places, decoded in processes that are replaced where they hang or die."""
+        reader, protocol = self.encoder.reader, self.encoder.protocol
+        jobs: Iterator[DecodeJob] = (reader.job(self.clips[place], protocol) for place in places)
+        return Decoders(jobs, workers, timeout_s=self.options.timeout_s)
+
+    def _batches(self, decoders: Decoders, portions: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """What the network gets, out of decoded clips in the order of the portions."""
+        pin = self.encoder.device.type == "cuda"
+        for places in portions:
+            items: list[Sample | ClipFailure] = []
+            for place in places:
+                try:
+                    items.append(Sample(place, self.encoder.reader.looks(next(decoders), self.encoder.protocol)))
+                except VideoError as error:
+                    items.append(ClipFailure(self.clips[place].clip_id, error.reason, str(error)))
+            batch = collate(items)
+            yield batch._replace(videos=batch.videos.pin_memory()) if pin and batch.rows else batch
 
     def _through(self, stream: Iterator[Batch], meter: Meter) -> Iterator[tuple[Batch, dict[str, npt.NDArray[Any]]]]:
         failed = 0
@@ -292,9 +317,3 @@ def _judged(record: dict[str, Any], least: float) -> dict[str, Any]:
             "mend the files and run again with --overwrite, or lower the minimum"
         )
     return record
-
-
-def refuse_options(options: EncodeOptions) -> None:
-    """Raise `UsageError` for numbers that mean nothing."""
-    if options.batch < 1 or options.workers < 0 or not 0 <= options.min_coverage <= 1:
-        raise UsageError("--batch must be at least 1, --workers at least 0, --min-coverage within 0 and 1")

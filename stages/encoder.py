@@ -22,6 +22,9 @@ from ..pipeline import files
 from ..pipeline.clips import Clip
 from ..pipeline.config import RunConfig
 from ..pipeline.configfile import load_config
+from ..pipeline.signals import StopFlag
+from ..pipeline.sliding import Sliding
+from ..pipeline.video import VideoError
 from .batches import ClipReader, Protocol
 from .checkpoints import replace_tensors
 
@@ -116,6 +119,20 @@ class Encoder:
             tokens = [self._look(one, None, None, fps)[0] for one in video]
             return torch.stack(tokens).cpu() if tokens else torch.empty(0, self.model.geometry["width"])
         return self._look(cast("Video", video), start_s, end_s, fps)[0].cpu()
+
+    def encode_dense(self, path: str | Path, *, window_s: float, step_s: float) -> Tensor:
+        """Features of an untrimmed video by a window that slides over it, float32 on the CPU [steps, width].
+
+        Feature i stands for the seconds i * step_s .. (i + 1) * step_s; its window lies around their middle, and is
+        seen through one centre crop. Raises `VideoError` for a file that cannot be decoded.
+        """
+        from .dense import Slider
+
+        slider = Slider(self.model, self.reader, Sliding(window_s, step_s))
+        ((_, found),) = slider.tokens({"": Path(path)}, StopFlag())
+        if isinstance(found, VideoError):
+            raise found
+        return torch.from_numpy(found)
 
     @torch.inference_mode()
     def classify(

@@ -22,6 +22,7 @@ tags:
 - knowledge-distillation
 ---
 """
+EGO_ONLY = "ego-only"
 _MOST_CLASSES = 50  # that are named
 
 
@@ -29,15 +30,15 @@ def model_card(run: Run, model: str, config: Mapping[str, Any], weights: str, *,
     """Markdown with the hub's header. `config`: what config.json says; `weights`: the hash of the network's file."""
     teachers = pool_in_force(run)
     key = model.partition(":")[2]
-    taught = {key: teachers[key]} if key else teachers
+    taught = {key: teachers[key]} if key else {} if model == EGO_ONLY else teachers
     parts = [
         _HEAD,
         *_what(run, model, config, onnx=onnx),
         *_use(config),
         *_data(run, config),
-        *_recipe(run, key, taught),
+        *_recipe(run, model, taught),
         *_metrics(run, model, weights),
-        *_teachers(taught),
+        *(_teachers(taught) if taught else ()),
     ]
     return "\n".join(parts) + "\n"
 
@@ -109,22 +110,22 @@ def _data(run: Run, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _recipe(run: Run, key: str, teachers: Mapping[str, TeacherConfig]) -> list[str]:
-    config = run.config
-    train = (config.proxies if key else config.distill).train
+def _recipe(run: Run, model: str, teachers: Mapping[str, TeacherConfig]) -> list[str]:
+    config, key = run.config, model.partition(":")[2]
+    distill = config.distill.as_variant(model) or config.distill
+    train = (config.proxies if key else distill).train
     lines = [
         "",
         "## Recipe",
         "",
         f"- Start: {config.student.init or 'random weights'}; seed {config.seed}.",
-        f"- Teachers: {', '.join(f'`{name}`' for name in teachers)}.",
+        f"- Teachers: {', '.join(f'`{name}`' for name in teachers)}." if teachers else "- Trained without teachers.",
     ]
-    if not key:
-        lines.append(
-            f"- Merge of the proxies: {_settings(config.merge.model_dump())}. Selective Proxy Distillation: "
-            f"{_settings({k: v for k, v in config.distill.model_dump().items() if k != 'train'})}."
-        )
-    else:
+    if not key and teachers:
+        way = "Selective Proxy Distillation" if distill.method == "spd" else "Distillation for comparison"
+        merged = f"Merge of the proxies: {_settings(config.merge.model_dump())}. " if distill.init == "merged" else ""
+        lines.append(f"- {merged}{way}: {_settings({k: v for k, v in distill.model_dump().items() if k != 'train'})}.")
+    elif key:
         lines.append(f"- Proxy: {_settings({k: v for k, v in config.proxies.model_dump().items() if k != 'train'})}.")
     lines.append(f"- Training: {_settings({k: v for k, v in train.model_dump().items() if k != 'checkpoint'})}.")
     return lines
@@ -148,14 +149,59 @@ def _metrics(run: Run, model: str, weights: str) -> list[str]:
     record = folder.record
     if record is None or not folder.done or record["fingerprint"].get("weights") != weights:
         return [*lines, "Not evaluated. `uniego evaluate` in the run does it; export again for the numbers."]
-    results, protocol = record["results"], run.config.evaluate
-    names = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy"}
+    tasks: Mapping[str, Any] = record["results"]["tasks"]
+    told = [told for name, tell in _TOLD.items() if name in tasks and (told := tell(tasks[name]))]
+    return [*lines, *(f"- {one}" for one in told)]
+
+
+_ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class accuracy"}
+_RETRIEVAL = {"map": "mAP", "r@1": "R@1", "r@5": "R@5", "r@10": "R@10"}
+_SEGMENTATION = {"mof": "MoF", "edit": "Edit", "f1@10": "F1@10", "f1@25": "F1@25", "f1@50": "F1@50"}
+
+
+def _numbers(results: Mapping[str, Any], names: Mapping[str, str]) -> str:
     shown = [f"{name} {results[key]:.1f} %" for key, name in names.items() if results.get(key) is not None]
-    return [
-        *lines,
-        f"Recognition on the test split, {protocol.views} x {protocol.crops} views x crops, {results.get('clips')} "
-        f"clips ({results.get('failed')} could not be decoded): {', '.join(shown) or 'no number'}.",
+    return ", ".join(shown) or "no number"
+
+
+def _recognition(results: Mapping[str, Any]) -> str:
+    protocol = results["protocol"]
+    few = f" (top-5: {protocol['top5']})" if "top5" in protocol else ""
+    return (
+        f"Recognition on the test split, {protocol['views']} x {protocol['crops']} views x crops, {results['clips']} "
+        f"clips ({results['failed']} could not be decoded): {_numbers(results, _ACCURACIES)}{few}."
+    )
+
+
+def _retrieval(results: Mapping[str, Any]) -> str:
+    found = results.get("ego_to_ego")
+    if found is None:
+        return ""
+    protocol = found["protocol"]
+    return (
+        f"Retrieval ego to ego, {protocol['query']} against {protocol['gallery']}, {protocol['left_out']} left out, "
+        f"relevant are {protocol['relevant']}; {found['queries']} queries: {_numbers(found, _RETRIEVAL)}."
+    )
+
+
+def _segmentation(results: Mapping[str, Any]) -> str:
+    protocol = results["protocol"]
+    return (
+        f"Temporal action segmentation, {protocol['split']}; {protocol['features']}; {protocol['head']}: "
+        f"{_numbers(results, _SEGMENTATION)}."
+    )
+
+
+def _probe(results: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name} {_numbers(found, _ACCURACIES)}"
+        for key, name in (("linear", "linear probe"), ("knn", "k-NN"))
+        if (found := results.get(key)) is not None
     ]
+    return f"Frozen embeddings, fitted on train, measured on test: {'; '.join(parts)}."
+
+
+_TOLD = {"recognition": _recognition, "retrieval": _retrieval, "segmentation": _segmentation, "probe": _probe}
 
 
 def _teachers(teachers: Mapping[str, TeacherConfig]) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import MissingInputError, UsageError
 from ..pipeline.clips import Clip, read_clip_table
-from ..pipeline.video import VideoError, open_video
+from ..pipeline.decode import DecodeJob
+from ..pipeline.decoders import Decoders
 from .encoder import lone_clip
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -29,19 +30,23 @@ class VideoList:
     every: float | None = None
     root: Path | None = None
 
-    def clips(self, backend: str = "pyav") -> list[Clip]:
+    def clips(self, backend: str = "pyav", workers: int = 0) -> list[Clip]:
         """The clips, in the order of the table, or of the paths. A row of a table that names a segment is cut within
         it. A video that cannot be opened stays one clip, so that it is reported with its reason.
 
-        A clip of a table keeps its label's name in `extra["label"]`. Raises `MissingInputError` where there is nothing
-        to take, `TableError` for a table that cannot be read, `UsageError` for options that mean nothing.
+        `workers`: processes that open the videos to be cut; 0: none. A clip of a table keeps its label's name in
+        `extra["label"]`. Raises `MissingInputError` where there is nothing to take, `TableError` for a table that
+        cannot be read, `UsageError` for options that mean nothing.
         """
         if self.every is not None and not (math.isfinite(self.every) and self.every > 0):
             raise UsageError(f"--every {self.every} is no length of time: give seconds above 0")
         if self.root is not None and not self.is_table:
             raise UsageError("--root belongs to a clip table")
         clips = self._whole()
-        return clips if self.every is None else [part for clip in clips for part in _windows(clip, self.every, backend)]
+        if self.every is None:
+            return clips
+        ends = _ends([clip.ego_path for clip in clips], backend, workers)
+        return [part for clip in clips for part in _windows(clip, self.every, ends[clip.ego_path])]
 
     @property
     def is_table(self) -> bool:
@@ -69,15 +74,22 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _windows(clip: Clip, every: float, backend: str) -> Iterator[Clip]:
-    """Clips of `every` seconds that hold all frames of a clip; the last may be shorter."""
-    try:
-        with open_video(clip.ego_path, backend) as video:
-            last = float(video.info.times[-1])
-    except VideoError:
+def _ends(paths: Sequence[Path], backend: str, workers: int) -> dict[Path, float | None]:
+    """When the last frame of each video is shown, seconds; None for one that cannot be opened."""
+    files = list(dict.fromkeys(paths))
+    with Decoders((DecodeJob(str(path), None, None, (), backend) for path in files), workers) as decoders:
+        return {
+            path: None if found.error is not None else found.last_s for path, found in zip(files, decoders, strict=True)
+        }
+
+
+def _windows(clip: Clip, every: float, last: float | None) -> Iterator[Clip]:
+    """Clips of `every` seconds that hold all frames of a clip, of a video whose last frame is shown at `last`; the last
+    clip may be shorter."""
+    begin = clip.start_s or 0.0
+    if last is None:
         yield clip
         return
-    begin = clip.start_s or 0.0
     end = last + 2 * _SAME_TIME if clip.end_s is None else min(clip.end_s, last + 2 * _SAME_TIME)
     if end <= begin:
         yield clip

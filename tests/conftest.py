@@ -6,7 +6,9 @@ import csv
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import av
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 
 FULL = os.environ.get("UNIEGO_TEST_FULL") == "1"
@@ -103,6 +106,55 @@ def make_video() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def children() -> Callable[[], list[psutil.Process]]:
+    """`children()`: the decoder processes of this process."""
+    return _decoders
+
+
+@pytest.fixture(scope="session")
+def at_work() -> Callable[..., AbstractContextManager[list[int]]]:
+    """`with at_work(path, act, times) as seen`: `act(process)` with so many decoder processes that have `path` open."""
+    return _at_work
+
+
+def _decoders() -> list[psutil.Process]:
+    """Decoder processes of this process."""
+    return [p for p in psutil.Process().children() if "decoder_child" in " ".join(_command(p))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        command: list[str] = process.cmdline()
+    except psutil.Error:
+        return []
+    return command
+
+
+@contextmanager
+def _at_work(path: str, act: Callable[[psutil.Process], None], times: int) -> Iterator[list[int]]:
+    """Do something to a decoder process that has `path` open, to so many processes; gives their ids."""
+    seen: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while len(seen) < times and not ended.wait(0.002):
+            for process in _decoders():
+                with suppress(psutil.Error):
+                    if process.pid not in seen and any(f.path == path for f in process.open_files()):
+                        seen.append(process.pid)
+                        act(process)
+                        break
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,8 @@ def why_not(subject: Subject) -> str | None:
     if not isinstance(subject, NetworkSubject):
         return "a teacher's features have no classifier; --task probe fits one"
     own, wanted = subject.classes, subject.run.table().classes
+    if not own:
+        return "the network does not name its classes (`uniego checkpoint import --classes` does)"
     if own != wanted:
         return f"the network names other classes than the run ({len(own)}, not {len(wanted)})"
     return None

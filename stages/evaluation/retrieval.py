@@ -104,9 +104,13 @@ def _ids(values: list[Any]) -> Tensor:
 def _within(run: Run, found: Embeddings, flag: StopFlag) -> Ranking:
     """Every clip against all others of the same kind."""
     config = run.config.evaluate.retrieval
-    own = [clip.clip_id if config.leave_out == "clip" else clip.sources["ego"] for clip in found.clips]
-    skip, tokens = _ids(own), found.tokens.to(resolve_device(run.config.compute))
+    skip, tokens = _ids([_own(run, clip) for clip in found.clips]), found.tokens.to(resolve_device(run.config.compute))
     return rank(tokens, tokens, (found.labels, found.labels), (skip, skip), nearest=config.nearest, between=flag.check)
+
+
+def _own(run: Run, clip: Clip) -> str:
+    """What a query is not to find again has the same of this."""
+    return clip.clip_id if run.config.evaluate.retrieval.leave_out == "clip" else clip.sources["ego"]
 
 
 def _nearest(queries: Sequence[Clip], gallery: Sequence[Clip], ranking: Ranking) -> bytes:
@@ -171,6 +175,8 @@ def _across(subject: Subject, key: str, store: FeatureStore, folder: Path, flag:
         queries, gallery = mapping(test.tokens).float(), (gallery.double() - mapping.offset).float()
         way = f"ridge regression on {count} train clips, ridge {run.config.evaluate.retrieval.ridge:g}; centred"
     by_class, partner = _rankings(run, test, queries, clips, gallery, flag)
+    alone = run.config.evaluate.retrieval.leave_out == "clip"
+    left = "its own partner" if alone else "the exo clips of its ego video"
     files.write_bytes(exo_nearest(folder, key), _nearest(test.clips, clips, partner))
     return {
         "protocol": {
@@ -182,7 +188,7 @@ def _across(subject: Subject, key: str, store: FeatureStore, folder: Path, flag:
             **subject.protocol(single=True),
             **_shared_words(run),
         },
-        "class": {"relevant": "the query's class, its own partner left out", **_metrics(by_class, run)},
+        "class": {"relevant": f"the query's class, {left} left out", **_metrics(by_class, run)},
         "partner": {"relevant": "the query's own partner alone", **_metrics(partner, run)},
     }
 
@@ -190,11 +196,13 @@ def _across(subject: Subject, key: str, store: FeatureStore, folder: Path, flag:
 def _rankings(
     run: Run, test: Embeddings, queries: Tensor, clips: list[Clip], gallery: Tensor, flag: StopFlag
 ) -> tuple[Ranking, Ranking]:
-    """Relevant is the query's class, its own partner left out; and that partner alone, with its nearest clips."""
+    """Relevant is the query's class, of clips that ego → ego would not leave out, either; and the query's own partner
+    alone, with its nearest clips."""
     device, nearest = resolve_device(run.config.compute), run.config.evaluate.retrieval.nearest
     ids = _ids([clip.clip_id for clip in (*test.clips, *clips)]).split([len(test.clips), len(clips)])  # type: ignore[no-untyped-call]
     labels = test.labels, torch.tensor([clip.label for clip in clips], dtype=torch.int64)
-    by_class = rank(queries, gallery.to(device), labels, ids, between=flag.check)
+    own = _ids([_own(run, clip) for clip in (*test.clips, *clips)]).split([len(test.clips), len(clips)])  # type: ignore[no-untyped-call]
+    by_class = rank(queries, gallery.to(device), labels, own, between=flag.check)
     return by_class, rank(queries, gallery.to(device), ids, nearest=nearest, between=flag.check)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,30 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...errors import MissingInputError, UniegoError
+from ...errors import MissingInputError, UniegoError, UsageError
 from ...metrics import SegmentationScores
 from ...models.mstcn import MSTCN, mstcn_loss
 from ...pipeline import files
 from ...pipeline import segmentation as layouts
+from ...pipeline.clips import Clip
 from ...pipeline.config import CheckpointConfig
 from ...pipeline.progress import say, warn
 from ...pipeline.randomness import clip_stream, order
 from ...pipeline.rundir import Run, TaskFolder
 from ...pipeline.sampling import WINDOW_FPS
 from ...pipeline.signals import StopFlag
+from ...pipeline.sliding import Sliding
 from ..batches import Batch, ClipFailure
 from ..checkpoints import check_finite, replace_tensors
 from ..compute import resolve_device
-from ..dense import Sliding, dense_fingerprint, write_dense
+from ..dense import NON_FINITE, Slider, video_identities, write_dense
 from ..loop import Loop, Plan, Task
 from ..training import remove_scaffold
+from ..video_list import SUFFIXES
 from .measure import Measure, percent
 from .subjects import NetworkSubject, Subject
 
+_SUFFIXES = (*SUFFIXES, ".frames")
 HEAD = "head"
 NAMES = ("mof", "edit", "f1@10", "f1@25", "f1@50")
 
@@ -74,14 +78,13 @@ def settings(subject: Subject) -> dict[str, Any]:
     digest = hashlib.blake2b(json.dumps([layout.classes, layout.parts], sort_keys=True).encode(), digest_size=16)
     for video in layout.videos:
         digest.update(layout.labels[video].tobytes())
-    videos = {name: str(path) for name, path in sorted(video_files(run, layout).items())}
-    names = files.hash_bytes(json.dumps({n: Path(p).name for n, p in videos.items()}).encode())
+    videos = files.hash_bytes(json.dumps(video_identities(video_files(run, layout)), sort_keys=True).encode())
     section = run.config.evaluate.segmentation.model_dump(exclude={"layout"})
     return {
         **section,
         "window_s": window_seconds(run),
         "annotations": digest.hexdigest(),
-        "videos": names,
+        "videos": videos,
         "seed": run.config.seed,
     }
 
@@ -97,20 +100,36 @@ def window_seconds(run: Run) -> float:
 def video_files(run: Run, layout: layouts.Layout) -> dict[str, Path]:
     """The file of every video of the layout: the table's ego video of that name, or videos/<name>.* in its folder.
 
-    Raises `MissingInputError` naming those that are nowhere.
+    Raises `MissingInputError` naming those that are nowhere, `UsageError` where a name stands for two files.
     """
-    ego = {clip.ego_path.stem: clip.ego_path for clip in run.table().clips}
-    found = {}
-    for name in layout.videos:
-        beside = sorted((layout.folder / "videos").glob(f"{name}.*"))
-        if name in ego or beside:
-            found[name] = ego.get(name) or beside[0]
+    found = ego_videos(run.table().clips, layout.videos)
+    folder = layout.folder / "videos"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.stem in layout.videos and path.stem not in found and path.suffix.lower() in _SUFFIXES:
+            beside = [other for other in folder.iterdir() if other.stem == path.stem]
+            videos = sorted(other.name for other in beside if other.suffix.lower() in _SUFFIXES)
+            if len(videos) > 1:
+                raise UsageError(f"{folder}: {path.stem} may be {' or '.join(videos)}: leave one of them")
+            found[path.stem] = path
     missing = [name for name in layout.videos if name not in found]
     if missing:
         raise MissingInputError(
             f"no video file for {len(missing)} of {len(layout.videos)} videos of {layout.folder} "
             f"({', '.join(missing[:5])}): neither an ego video of the clip table has that name, nor a file in videos/"
         )
+    return found
+
+
+def ego_videos(clips: Sequence[Clip], names: Sequence[str]) -> dict[str, Path]:
+    """The clips' ego videos by those names. Raises `UsageError` where two files in different folders have one name."""
+    wanted, found = set(names), dict[str, Path]()
+    for clip in clips:
+        path = clip.ego_path
+        if path.stem in wanted and found.setdefault(path.stem, path) != path:
+            raise UsageError(
+                f"the labels of {path.stem} may be of {found[path.stem]} or of {path}: rename one of the videos, or "
+                "make a clip table without the other for evaluate.segmentation"
+            )
     return found
 
 
@@ -179,19 +198,24 @@ def _dense(
     """The folder of the videos' features, and the videos that could not be decoded."""
     run = subject.run
     folder = TaskFolder(run.evaluation_folder(subject.name).path / "dense", f"dense features of {subject.name}")
-    precision = run.config.compute.precision
-    fingerprint = {
-        **dense_fingerprint(subject.fingerprint["weights"], subject.reader, sliding, precision),
-        "videos": {name: path.name for name, path in videos.items()},
-    }
+    compute, weights = run.config.compute, subject.fingerprint["weights"]
+    slider = Slider(
+        subject.model,
+        subject.reader,
+        sliding,
+        compute.precision,
+        workers=compute.workers,
+        timeout_s=run.config.extract.decode_timeout_s,
+    )
+    fingerprint = {**slider.fingerprint(weights), "videos": video_identities(videos)}
     missing = any(not layouts.features_path(folder.path, name).exists() for name in videos)
     failures: list[ClipFailure] = []
     changed = bool(folder.differences(fingerprint))
     with folder.work(fingerprint, overwrite=changed, incomplete=missing) as needed:
         if needed:
-            failures = write_dense(
-                subject.model, subject.reader, videos, folder.path, sliding, flag, precision=precision
-            )
+            failures = write_dense(slider, videos, folder.path, flag)
+            if any(failure.reason == NON_FINITE for failure in failures):
+                raise UniegoError(f"{folder.title}: not finite numbers: the network's training has failed")
             folder.finish({"videos": len(videos), "failed": len(failures)})
     return folder.path, failures
 

@@ -122,3 +122,21 @@ def test_working_memory_of_a_query_is_what_the_constant_says() -> None:
             held += event.nbytes()
             peak = max(peak, held)
     assert 0 < peak <= retrieval.ROW * 20_000
+
+
+def test_memory_is_bounded_however_many_queries_there_are() -> None:
+    """2000 x 2000 in blocks of 64 kB: what is held beyond both sets is a block and a query's, far from 16 MB."""
+    count, block = 2000, 1 << 16
+    x, y, labels = make(0, count, count, classes=9)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = rank(x, y, labels, block=block, nearest=3)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    results = count * (3 * 12 + 2 * 64)  # the nearest of every query, each in a small tensor of its own
+    assert 0 < peak <= 3 * y.numel() * 4 + 2 * block + retrieval.ROW * count + results
+    plain = torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(y, dim=1).T
+    best = plain.argmax(1)
+    assert (torch.from_numpy(found.nearest[:, 0]) == best).float().mean() > 0.999

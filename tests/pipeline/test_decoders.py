@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from uniego.pipeline.decoder_process import Closed
 from uniego.pipeline.decoders import Decoders
 
 MakeVideo = Callable[..., Path]
+Children = Callable[[], list[psutil.Process]]
+AtWork = Callable[..., AbstractContextManager[list[int]]]
 
 
 @pytest.fixture(scope="module")
@@ -50,45 +52,8 @@ def same(one: Decoded, other: Decoded) -> bool:
     return np.array_equal(one.numbers, other.numbers) and np.array_equal(one.frames, other.frames)
 
 
-def children() -> list[psutil.Process]:
-    """Decoder processes of this process."""
-    return [p for p in psutil.Process().children() if "decoder_child" in " ".join(_command(p))]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        command: list[str] = process.cmdline()
-    except psutil.Error:
-        return []
-    return command
-
-
-@contextmanager
-def at_work(path: str, act: Callable[[psutil.Process], None], times: int) -> Iterator[list[int]]:
-    """Do something to a decoder process that has `path` open, to so many processes; gives their ids."""
-    seen: list[int] = []
-    ended = threading.Event()
-
-    def watch() -> None:
-        while len(seen) < times and not ended.wait(0.002):
-            for process in children():
-                with suppress(psutil.Error):
-                    if process.pid not in seen and any(f.path == path for f in process.open_files()):
-                        seen.append(process.pid)
-                        act(process)
-                        break
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_same_results_in_the_same_order(workers: int, jobs: list[DecodeJob]) -> None:
+def test_the_same_results_in_the_same_order(workers: int, jobs: list[DecodeJob], children: Children) -> None:
     with Decoders(jobs, 0) as decoders:
         inline = list(decoders)
     with Decoders(jobs, workers) as decoders:
@@ -107,7 +72,7 @@ def test_places_are_those_of_each_count(jobs: list[DecodeJob]) -> None:
     assert len(both.places(8)) == 8
 
 
-def test_a_decoder_process_is_small(jobs: list[DecodeJob]) -> None:
+def test_a_decoder_process_is_small(jobs: list[DecodeJob], children: Children) -> None:
     with Decoders(jobs, 1) as decoders:
         next(decoders)
         (process,) = children()
@@ -116,7 +81,7 @@ def test_a_decoder_process_is_small(jobs: list[DecodeJob]) -> None:
 
 
 @pytest.mark.fault
-def test_fault_22_a_hanging_decoder_is_replaced(jobs: list[DecodeJob], slow: DecodeJob) -> None:
+def test_fault_22_a_hanging_decoder_is_replaced(jobs: list[DecodeJob], slow: DecodeJob, at_work: AtWork) -> None:
     with (
         at_work(slow.path, lambda p: p.suspend(), 1) as seen,
         Decoders([jobs[0], slow, jobs[1]], 1, timeout_s=5.0) as decoders,
@@ -127,7 +92,9 @@ def test_fault_22_a_hanging_decoder_is_replaced(jobs: list[DecodeJob], slow: Dec
 
 
 @pytest.mark.fault
-def test_fault_22_a_file_that_hangs_decoders_is_refused(jobs: list[DecodeJob], slow: DecodeJob) -> None:
+def test_fault_22_a_file_that_hangs_decoders_is_refused(
+    jobs: list[DecodeJob], slow: DecodeJob, children: Children, at_work: AtWork
+) -> None:
     with at_work(slow.path, lambda p: p.suspend(), 3) as seen:
         with Decoders([jobs[0], slow, jobs[1]], 1, timeout_s=0.2) as decoders:
             results = list(decoders)
@@ -143,7 +110,9 @@ def test_fault_22_a_file_that_hangs_decoders_is_refused(jobs: list[DecodeJob], s
 
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_fault_22_a_crash_is_tried_again_once(number: int, jobs: list[DecodeJob], slow: DecodeJob) -> None:
+def test_fault_22_a_crash_is_tried_again_once(
+    number: int, jobs: list[DecodeJob], slow: DecodeJob, at_work: AtWork
+) -> None:
     for crashes, reason in ((1, None), (2, "decoder_crash")):
         kill = at_work(slow.path, lambda p: p.send_signal(number), crashes)
         with kill as seen, Decoders([slow, *jobs], 2) as decoders:
@@ -161,7 +130,9 @@ def test_fault_22_a_crash_is_tried_again_once(number: int, jobs: list[DecodeJob]
 
 
 @pytest.mark.fault
-def test_fault_22_memory_stays_bounded_and_nothing_is_left(jobs: list[DecodeJob], full: bool) -> None:
+def test_fault_22_memory_stays_bounded_and_nothing_is_left(
+    jobs: list[DecodeJob], full: bool, children: Children
+) -> None:
     """Processes are replaced after their share of jobs; descriptors and memory do not grow."""
     count, pids, most = 10_000 if full else 300, set[int](), 0
     before = psutil.Process().num_fds(), shared_files(psutil.Process())
@@ -221,7 +192,7 @@ def test_a_decoder_that_cannot_start_is_not_the_files_fault(
         next(decoders)
 
 
-def test_closing_ends_whoever_waits(slow: DecodeJob) -> None:
+def test_closing_ends_whoever_waits(slow: DecodeJob, children: Children) -> None:
     decoders = Decoders([slow] * 3, 1)
     caught: list[BaseException] = []
 

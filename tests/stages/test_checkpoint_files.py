@@ -59,6 +59,7 @@ def test_differing_keys_are_named_and_nothing_is_written(imported: Path, tmp_pat
         ({"model.norm.weight": None}, [], "missing: norm.weight"),
         ({"model.norm.scale": torch.ones(48)}, [], "unknown: norm.scale"),
         ({"model.head.bias": torch.ones(6)}, [], "head.bias [6] instead of [7]"),
+        ({"model.head.bias": torch.full((7,), torch.nan)}, [], "not finite numbers: head.bias"),
         (
             {"model.head.weight": torch.ones(6, 48), "model.head.bias": torch.ones(6)},
             ["--like", imported],

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ from uniego.models import TimeSformer
 from uniego.models.pretrained import load_image_weights, read_image_weights
 from uniego.pipeline import files
 from uniego.pipeline.video import open_video
+from uniego.stages import embeddings
 from uniego.stages.batches import ClipReader, Protocol
 from uniego.stages.encode import EncodeOptions, _Network
 from uniego.stages.encoder import Encoder, write_model
@@ -181,6 +188,131 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
     assert kills > 4
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("suffix", ["parquet", "npy", "zarr"])
+def test_killed_while_the_output_is_written_it_ends_with_the_same_bytes(
+    tmp_path: Path, encode: Callable[..., str], monkeypatch: pytest.MonkeyPatch, suffix: str, full: bool
+) -> None:
+    """Before each portion of rows, before and after the output gets its name, and before the record. What is half
+    written never has the output's name, and without its record the output is not taken for finished."""
+    monkeypatch.setattr(embeddings, "_ROWS", 7)  # 20 rows in three portions
+    encode(tmp_path / "plain" / f"e.{suffix}", "--logits")
+    wanted = everything(tmp_path / "plain")
+    parts, move, seal = embeddings.Embeddings.parts, embeddings._move, embeddings.Output.seal
+    for at in range(1, 13, 1 if full else 4):
+        out, seen = tmp_path / f"{at}" / f"e.{suffix}", []
+
+        def step(at: int = at, seen: list[int] = seen) -> None:
+            seen.append(1)
+            if len(seen) == at:
+                raise Killed
+
+        def in_parts(self: Any, step: Callable[[], None] = step) -> Iterator[Any]:
+            for part in parts(self):
+                step()
+                yield part
+
+        def moved(*places: Path, step: Callable[[], None] = step) -> None:
+            step()
+            move(*places)
+            step()
+
+        def sealed(*arguments: Any, step: Callable[[], None] = step) -> Any:
+            step()
+            return seal(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(embeddings.Embeddings, "parts", in_parts)
+            patch.setattr(embeddings, "_move", moved)
+            patch.setattr(embeddings.Output, "seal", sealed)
+            try:
+                encode(out, "--logits")
+            except Killed:
+                assert not out.with_name(f"{out.name}.json").exists()
+                inside = {n: b for n, b in everything(out.parent).items() if ".work" not in n}
+                assert inside.items() <= wanted.items()
+        encode(out, "--logits")
+        assert everything(out.parent) == wanted, at
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("suffix", [pytest.param("parquet", marks=pytest.mark.slow), "npy", "zarr"])
+def test_ctrl_c_ends_with_130_and_it_goes_on(
+    tmp_path: Path, words: list[object], monkeypatch: pytest.MonkeyPatch, suffix: str, children: Callable[[], list[Any]]
+) -> None:
+    command = [*words, "--workers", 1, "--batch", 4, "--out"]
+    good(*command, tmp_path / "plain" / f"e.{suffix}")
+    out, forward, seen = tmp_path / "out" / f"e.{suffix}", Encoder.forward, []
+
+    def interrupted(self: Encoder, looks: torch.Tensor) -> Any:
+        seen.append(1)
+        if len(seen) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, looks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "forward", interrupted)
+        result = call(*command, out)
+    assert result.exit_code == 130
+    assert "the same command continues" in result.output
+    assert not children()
+    assert not out.exists()
+    assert "13 of 21 clips" in good(*command, out)
+    assert everything(out.parent) == everything(tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize("suffix", ["parquet", "npy", "zarr"])
+def test_a_process_that_is_killed_goes_on(
+    tmp_path: Path, videos: Path, model: Path, make_video: Callable[..., Path], suffix: str
+) -> None:
+    """SIGKILL of the process, Ctrl-C and SIGTERM to all of its group, as terminals and schedulers send them."""
+    folder = tmp_path / "videos"
+    shutil.copytree(videos, folder)
+    for number in range(6):
+        make_video(folder / "2" / f"{number}.mp4", frames=100, size=(960, 540), gop=100)
+
+    def command(out: Path) -> list[str]:
+        more = ("--workers", 1, "--threads", 1, "--batch", 4)
+        return [str(word) for word in ("encode", folder, "--model", model, *more, "--out", out)]
+
+    good(*command(tmp_path / "plain" / f"e.{suffix}"))
+    out = tmp_path / "out" / f"e.{suffix}"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from uniego.cli import main; main()"
+    )
+    shards = 0
+    for number, ends in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 75), (None, 0)):
+        run = subprocess.Popen(
+            [sys.executable, "-c", code, *command(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        if number is not None:
+            shards = _until_more_lines(out.with_name(f"{out.name}.work"), shards, run)
+            os.kill(run.pid, number) if number == signal.SIGKILL else os.killpg(run.pid, number)
+        said = run.communicate(timeout=120)[0]
+        assert run.returncode == ends, said
+        assert number is None or not out.with_name(f"{out.name}.json").exists()
+        assert number != signal.SIGINT or "the same command continues" in said
+    assert everything(out.parent) == everything(tmp_path / "plain")
+
+
+def _until_more_lines(work: Path, before: int, run: subprocess.Popen[str]) -> int:
+    """Wait until more shards are entered in the ledgers of `work` than there were; how many."""
+    end = time.monotonic() + 60
+    while True:
+        found = sum(len(path.read_text().splitlines()) for path in work.rglob("*.jsonl"))
+        if found > before:
+            return found
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def test_finished_shards_are_not_computed_again(
     tmp_path: Path, encode: Callable[..., str], words: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +355,25 @@ def test_other_settings_are_refused_and_overwritten_when_asked(
     assert everything(tmp_path) == before
     out.write_bytes(b"cut")
     assert call(*words, "--out", out).exit_code == 4
+
+
+@pytest.mark.fault
+def test_fault_22_a_clip_that_crashes_decoders_is_reported(
+    tmp_path: Path,
+    words: list[object],
+    make_video: Callable[..., Path],
+    at_work: Callable[..., AbstractContextManager[list[int]]],
+) -> None:
+    """Also where it is among the clips that are tried first, and where videos are cut."""
+    folder = tmp_path / "videos"
+    slow = make_video(folder / "a.mp4", frames=100, size=(960, 540), gop=100)
+    for number in range(3):
+        make_video(folder / f"b{number}.mp4", hue=number)
+    command = ["encode", folder, *words[2:4], "--workers", 1, "--threads", 1, "--out", tmp_path / "e.npy"]
+    with at_work(str(slow), lambda p: p.send_signal(signal.SIGSEGV), 1_000):
+        said = good(*command)
+    assert "3 clips encoded, 1 failed" in said
+    assert [row[:2] for row in failures(tmp_path / "e.npy")] == [["a.mp4", "decoder_crash"]]
 
 
 def test_refusals(tmp_path: Path, words: list[object], videos: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from uniego.errors import Stopped, UsageError
 from uniego.metrics import rank
 from uniego.pipeline import files
 from uniego.pipeline.rundir import Run
-from uniego.pipeline.segmentation import write_layout
+from uniego.pipeline.segmentation import read_layout, write_layout
 from uniego.pipeline.signals import StopFlag
+from uniego.pipeline.sliding import Sliding
 from uniego.stages import evaluate as stage
 from uniego.stages import recognition
 from uniego.stages.batches import Protocol
 from uniego.stages.encoder import WEIGHTS, load
 from uniego.stages.evaluate import evaluate
-from uniego.stages.evaluation import embeddings
+from uniego.stages.evaluation import embeddings, retrieval, segmentation
+from uniego.stages.evaluation.segmentation import ego_videos, video_files
+from uniego.stages.evaluation.subjects import NetworkSubject
 from uniego.stages.recognition import recognise
 from uniego.stages.status import status
 from uniego.stages.training import fresh_model, write_trained
@@ -217,13 +221,26 @@ def test_retrieval_is_over_the_encoders_own_embeddings(finished: Run) -> None:
     assert (entry["clip_id"], len(entry["nearest"])) == ("2/0", 7)
 
 
-def test_the_same_videos_clips_can_be_left_out(run: Run) -> None:
+def test_the_same_videos_clips_can_be_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped, once = [], retrieval.rank
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        skipped.append(arguments[3] if len(arguments) > 3 else None)
+        return once(*arguments, **options)
+
+    monkeypatch.setattr(retrieval, "rank", noted)
     narrow = Run.open(run.root, ["evaluate.retrieval.leave_out=video"])
     evaluate(narrow, tasks=["retrieval"])
     folder = run.evaluation_folder("student")
     near = [json.loads(line) for line in (folder.path / "retrieval" / "nearest.jsonl").read_text().splitlines()]
     assert all(other.split("/")[0] != entry["clip_id"].split("/")[0] for entry in near for other, _ in entry["nearest"])
-    assert "video" in folder.results["tasks"]["retrieval"]["ego_to_ego"]["protocol"]["left_out"]
+    found = folder.results["tasks"]["retrieval"]
+    assert "video" in found["ego_to_ego"]["protocol"]["left_out"]
+    assert "the exo clips of its ego video left out" in found["ego_to_exo"]["exo_dino"]["class"]["relevant"]
+    within, across, partner = skipped
+    for queries, gallery in (within, across):  # four clips of either take
+        assert queries.tolist() == gallery.tolist() == [0] * 4 + [1] * 4
+    assert partner is None
 
 
 def test_segmentation_writes_the_fields_layout(finished: Run) -> None:
@@ -259,6 +276,49 @@ def test_a_layout_that_cannot_be_used_is_left_out_and_refused_where_named(run: R
     assert "no video file for 2 of 2 videos" in evaluate(other)["left_out"]["segmentation"]
     with pytest.raises(UsageError, match="segmentation of student is not possible: no video file"):
         evaluate(other, tasks=["segmentation"])
+
+
+def test_another_video_of_the_same_name_is_measured_anew(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    shutil.copytree(made / "data", tmp_path / "data")
+    run = Run.open(tmp_path / "run", [f"data.table={tmp_path / 'data' / 'clips.csv'}"])
+    subject = NetworkSubject(run, "student", run.student_folder.path / "model", torch.device("cpu"))
+    before = segmentation.settings(subject)
+    assert segmentation.settings(subject) == before
+    shutil.copy(tmp_path / "data/videos/take1_ego.mp4", tmp_path / "data/videos/take0_ego.mp4")
+    assert segmentation.settings(subject)["videos"] != before["videos"]
+    videos = {"take0_ego": tmp_path / "data/videos/take0_ego.mp4"}
+    with StopFlag() as flag:
+        segmentation._dense(subject, videos, Sliding(1.0, 1.0), flag)
+        features = subject.run.evaluation_folder("student").path / "dense" / "features" / "take0_ego.npy"
+        first = np.load(features)
+        shutil.copy(tmp_path / "data/videos/take2_ego.mp4", tmp_path / "data/videos/take0_ego.mp4")
+        segmentation._dense(subject, videos, Sliding(1.0, 1.0), flag)
+    assert not np.array_equal(np.load(features), first)
+
+
+def test_two_videos_of_one_name_are_not_guessed_between(run: Run, tmp_path: Path, made: Path) -> None:
+    layout = read_layout(made / "data", "split1")
+    found = video_files(run, layout)
+    assert [found[name].name for name in layout.videos] == [f"take{n}_ego.mp4" for n in range(4)]
+    for name in (*layout.videos, "other.take0_ego"):
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        (tmp_path / "videos" / f"{name}.mp4").touch()
+        (tmp_path / "videos" / f"{name}.json").touch()  # no video, whatever it is called
+    (tmp_path / "videos" / "take0_ego.late.mp4").touch()
+    beside = replace(layout, folder=tmp_path, parts={"train": ("take0_ego.late",), "test": ("other.take0_ego",)})
+    assert {n: p.name for n, p in video_files(run, beside).items()} == {
+        "take0_ego.late": "take0_ego.late.mp4",
+        "other.take0_ego": "other.take0_ego.mp4",
+    }
+    (tmp_path / "videos" / "new.mp4").touch()
+    (tmp_path / "videos" / "new.mkv").touch()
+    (tmp_path / "videos" / "new.0.mp4").touch()  # another name
+    with pytest.raises(UsageError, match=r"new\.mkv.*new\.mp4"):
+        video_files(run, replace(layout, folder=tmp_path, parts={"train": ("new",), "test": ("new",)}))
+    clips = [replace(c, ego_path=tmp_path / "elsewhere" / c.ego_path.name) for c in run.table().clips[:1]]
+    with pytest.raises(UsageError, match="elsewhere"):
+        ego_videos((*run.table().clips, *clips), layout.videos)
 
 
 def test_an_encoder_from_elsewhere_and_json(run: Run, tmp_path: Path) -> None:

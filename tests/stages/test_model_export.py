@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from uniego.errors import UsageError
 from uniego.models import TimeSformer
 from uniego.pipeline.rundir import Run
 from uniego.pipeline.video import open_video
+from uniego.stages import onnx_export
 from uniego.stages.encoder import WEIGHTS
 from uniego.stages.fingerprints import training_fingerprint
+from uniego.stages.model_card import model_card
 from uniego.stages.training import fresh_model, write_trained
 
 
@@ -84,6 +88,13 @@ def test_the_model_card_tells_what_is_to_be_known(run: Path, tmp_path: Path) -> 
     ):
         assert told in card, told
     assert str(run) not in card
+    retrieval = results["tasks"]["retrieval"]["ego_to_ego"]
+    assert f"mAP {retrieval['map']:.1f} %" in card
+    assert "against all test clips, the query itself left out" in card
+    good("export", "--run", run, "--out", tmp_path / "other", "--set", "evaluate.views=2")  # evaluated before that
+    card = (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
+    measured = results["tasks"]["recognition"]["protocol"]
+    assert f"{measured['views']} x {measured['crops']} views x crops, {results['clips']} clips" in card
     good("export", "--run", run, "--model", "proxy:ego_dino", "--out", tmp_path / "proxy")
     card = (tmp_path / "proxy" / "README.md").read_text(encoding="utf-8")
     assert "The proxy of the teacher `ego_dino`" in card
@@ -103,6 +114,42 @@ def test_refuses_and_leaves_nothing_half_made(run: Path, tmp_path: Path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
     (tmp_path / "empty").mkdir()
     good("export", "--run", run, "--out", tmp_path / "empty")
+
+
+def test_the_card_of_another_method_does_not_speak_of_the_runs(run: Path) -> None:
+    opened = Run.open(run)
+    config = {**read_config(opened), "classes": []}
+    card = model_card(opened, "naive-imagenet", config, "")
+    assert "method naive, init imagenet" in card
+    assert "Selective Proxy Distillation" not in card
+    card = model_card(opened, "ego-only", config, "")
+    assert "without teachers" in card
+    assert "| `exo_skl`" not in card
+    assert "Merge of the proxies" not in card
+
+
+def read_config(run: Run) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((run.student_folder.path / "model" / "config.json").read_text())
+    return config | {"protocol": {"views": 1, "crops": 1}}
+
+
+def test_a_network_that_gives_no_numbers_is_not_written_as_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only the logits are none: of NaN and a number, Python's max takes whichever comes first."""
+
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def run(self, _: object, values: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [np.zeros((len(values["video"]), 2), np.float32), np.full((len(values["video"]), 3), np.nan)]
+
+    class Outputs(torch.nn.Module):
+        def forward(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(len(video), 2), torch.full((len(video), 3), torch.nan)
+
+    onnxruntime = types.ModuleType("onnxruntime")
+    onnxruntime.InferenceSession = Session  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime)
+    assert not onnx_export._difference(Outputs(), Path("x"), torch.zeros(1, 3)) <= onnx_export.TOLERANCE
 
 
 @pytest.mark.slow
