@@ -1,0 +1,124 @@
+"""Teachers' features in the released layout, DIR/<teacher>/<clip>.npy, taken into a run's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..cache import FeatureStore
+from ..cache.coverage import Coverage, count_rows
+from ..errors import UsageError
+from ..models.release import listed
+from ..models.teachers import PrecomputedTeacher, TeacherConfig, teacher_view
+from ..models.teachers.config import PRECOMPUTED
+from ..models.teachers.facts import TEACHERS
+from ..models.teachers.stored import FeatureFileError, open_stored
+from ..pipeline.progress import say, warn
+from ..pipeline.rundir import Run
+from .extract_checks import check_shared
+from .extract_teachers import extract_teachers
+from .targets import open_index, row_keys, teacher_path
+
+
+class ImportedFeatures(NamedTuple):
+    """What became of the run's clips of one teacher; `unused`: files that are no clip's."""
+
+    teacher: str
+    coverage: Coverage
+    unused: int
+
+
+def import_features(
+    run: Run, path: Path, teachers: Sequence[str] | None = None, *, rows: int | None = None, overwrite: bool = False
+) -> list[ImportedFeatures]:
+    """Take `path`/<teacher>/<clip>.npy into the cache, for the named teachers or all that the run and the folder have.
+
+    As extraction with `network: precomputed` does it, whatever the run's settings say computes these teachers: the
+    store's fingerprint and manifest name the files, and the run takes them for what its settings ask for. `rows`: as
+    many rows are kept of each file, where their number differs. Raises `UsageError` where there is nothing to take,
+    `FingerprintMismatch` for features that are there already, unless `overwrite`; what `extract_teachers` raises.
+    """
+    keys = folders_of(run, path, teachers)
+    configs = {key: _config(key, path, run.config.teachers[key], rows) for key in keys}
+    taken = Run(run.root, run.config.model_copy(update={"teachers": {**run.config.teachers, **configs}}), run.origin)
+    clips, unused = run.table().clips, {}
+    for key, config in configs.items():
+        view = teacher_view(key, config)
+        teacher = PrecomputedTeacher(key, view, config)
+        used = check_shared(teacher.find, view, f"teacher {key!r}", clips)
+        if not used:
+            raise UsageError(
+                f"{path / key}: none of {teacher.entries} files is called like a clip of the table, by its id or the "
+                f"stem of its {view} video"
+            )
+        unused[key] = teacher.entries - len(used)
+        _tell_width(key, teacher, run.config.cache.dtype)
+    try:
+        extract_teachers(taken, keys, overwrite=overwrite)
+    finally:
+        for key in keys:  # also where too few clips have features: they are there then
+            record = taken.extraction_record(key)
+            if record is not None and record["settings"] == taken.extraction_settings(key):
+                run.record_extraction(key, record["fingerprint"])
+    index = open_index(run)
+    places = index.rows(row_keys(run, clips))
+    done = [
+        ImportedFeatures(key, count_rows(FeatureStore.open(teacher_path(run, key), index), places), unused[key])
+        for key in keys
+    ]
+    for entry in done:
+        c = entry.coverage
+        say(
+            f"{entry.teacher}: {c.done} of {c.clips} clips imported ({c.failed} failed, {c.missing} without its "
+            f"input); {entry.unused} files are no clip's. `uniego cache coverage --failed` says why"
+        )
+    return done
+
+
+def folders_of(run: Run, path: Path, teachers: Sequence[str] | None) -> list[str]:
+    """Teachers that have a folder. Raises `UsageError`."""
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such folder")
+    there = [key for key in run.choose(teachers) if (path / key).is_dir()]
+    lacking = [key for key in teachers or () if key not in there]
+    if lacking or not there:
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise UsageError(
+            f"{path} has no folder of {', '.join(lacking or run.config.teachers)}; it has {listed(names)}. Each "
+            "teacher's files lie in a folder called like it"
+        )
+    left = [key for key in run.config.teachers if key not in there and not teachers]
+    if left:
+        say(f"{path} has nothing of {', '.join(left)}")
+    return there
+
+
+def _config(key: str, path: Path, config: TeacherConfig, rows: int | None) -> TeacherConfig:
+    """The teacher's settings as files that are read. The published width counts where the first file has it: files
+    [dim, T] are transposed then."""
+    dim = config.dim
+    if dim is None and key in TEACHERS:
+        stored = open_stored(path / key, key)
+        for name in stored.names:
+            try:
+                shape = stored.read(name).shape
+            except FeatureFileError:
+                continue
+            dim = TEACHERS[key].dim if TEACHERS[key].dim in shape else None
+            break
+    return TeacherConfig(
+        network=PRECOMPUTED,
+        weights=f"dir:{(path / key).resolve()}",
+        view=teacher_view(key, config),
+        dim=dim,
+        rows=rows if rows is not None else config.rows,
+        zero_is_missing=config.zero_is_missing,
+    )
+
+
+def _tell_width(key: str, teacher: PrecomputedTeacher, dtype: str) -> None:
+    if key in TEACHERS and teacher.dim != TEACHERS[key].dim:
+        warn(f"{key}: features of width {teacher.dim}; the published teacher's have {TEACHERS[key].dim}")
+    if dtype != "float32":
+        warn(f"{key}: cache.dtype is {dtype}, the files are rounded to it; set cache.dtype: float32 to keep every bit")
