@@ -1,6 +1,7 @@
 # make demo      environment, then the whole road on a rendered ego-exo world (at most 5 minutes on two cores)
 # make test      environment, lint, types, and the short tests (at most 15 minutes on two cores)
 # make test-all  environment, and every test with its full counts
+# make docs      the documentation as a site, build/site/index.html
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 PACKAGES := $(patsubst %/__init__.py,-p uniego.%,$(filter-out tests/%,$(wildcard */__init__.py)))
 MODULES := -m uniego $(patsubst %.py,-m uniego.%,$(filter-out __init__.py,$(wildcard *.py)))
 
-.PHONY: demo test test-all env lint types clean
+.PHONY: demo test test-all docs env lint types clean
 
 demo: env
 	$(BIN)/uniego demo --out uniego-demo
@@ -24,6 +25,10 @@ test: lint types
 
 test-all: env
 	UNIEGO_TEST_FULL=1 $(PYTEST)
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html, to be opened from the disk or served"
 
 env: $(INSTALLED)
 

@@ -147,8 +147,21 @@ def make_run(directory: Path, data: Path, name: str, root: Path | None, override
         typer.echo(line)
     for line in _describe_missing(table, missing_files(table), LISTED):
         typer.echo(f"warning: {line}" if not line.startswith(" ") else line, err=True)
+    for line in _too_few(run.table(), config):
+        typer.echo(f"warning: {line}", err=True)
     where = "" if directory.resolve() == Path.cwd() else f" -r {directory}"
     typer.echo(f"wrote {directory / 'run.yaml'}; next: uniego extract-teachers{where}")
+
+
+def _too_few(table: ClipTable, config: RunConfig) -> list[str]:
+    """Stages that would refuse the train split, since it makes no whole step: told before features are extracted."""
+    clips = len(table.split("train"))
+    steps = {"proxies.train": config.proxies.train.global_batch, "distill.train": config.distill.train.global_batch}
+    return [
+        f"{clips} train clips are fewer than a step takes: lower {name}.global_batch ({batch}) and {name}.micro_batch"
+        for name, batch in steps.items()
+        if clips < batch
+    ]
 
 
 def _location(directory: Path, data: Path, root: Path | None) -> dict[str, str | None]:

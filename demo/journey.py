@@ -101,8 +101,9 @@ def _print(run: Run, sheet: Path, clock: _Clock) -> None:
         times.add_row(name, duration(seconds))
     times.add_row("altogether", duration(sum(clock.seconds.values())))
     console.print(times)
-    say(f"data: {run.table().path.parent}\nrun: {run.root}\npicture sheet: {sheet}")
+    say(f"data: {run.table().path.parent.resolve()}\nrun: {run.root}\npicture sheet: {sheet}")
     say(f"retrieval, segmentation of the untrimmed videos, probes: {run.command('evaluate')}")
+    say(f"embeddings of your videos: uniego encode VIDEOS --model {run.root} --out features.npy")
     say(f"the encoder, in Python: uniego.load({str(run.root)!r}).encode(VIDEO)")
 
 

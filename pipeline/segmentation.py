@@ -158,3 +158,11 @@ def write_prediction(path: Path, names: Sequence[str]) -> None:
     """
     text = " ".join("_".join(name.split()) for name in names)
     files.write_bytes(path, f"### Frame level recognition: ###\n{text}\n".encode())
+
+
+def read_prediction(path: Path) -> list[str]:
+    """Frame labels as `write_prediction` wrote them. Raises `TableError` for a file without them."""
+    lines = _lines(path)
+    if len(lines) < 2 or not lines[1]:
+        raise TableError(f"{path}: no frame labels on its second line")
+    return lines[1].split()

@@ -188,7 +188,7 @@ def lone_clip(path: Path, name: str | None = None, *, start_s: float | None = No
 
 
 def load(place: str | Path) -> Encoder:
-    """The encoder of a run (its distilled student), of an exported folder, or of the hub: "hub:<owner>/<name>".
+    """The encoder of a run (its distilled student), of an exported folder, or of the hub: `hub:<owner>/<name>`.
 
     Raises `MissingInputError` naming what is missing and the command that makes it, `WeightsError` where the hub does
     not give it.

@@ -137,6 +137,15 @@ def test_init_refuses_a_run_that_exists(run: Path, clip_table: Path) -> None:
     assert (run / "run.yaml").read_bytes() == before
 
 
+def test_init_warns_of_a_train_split_that_makes_no_step(tmp_path: Path, clip_table: Path) -> None:
+    result = call(
+        "init", tmp_path / "r", "--data", clip_table, "--preset", "tiny", "--set", "distill.train.global_batch=4096"
+    )
+    assert result.exit_code == 0
+    assert "lower distill.train.global_batch (4096) and distill.train.micro_batch" in result.output
+    assert "proxies.train" not in result.output
+
+
 def test_init_from_any_folder(tmp_path: Path, clip_table: Path) -> None:
     """The table is found again wherever the next command runs; a run with its table inside may move."""
     inside = tmp_path / "inside"

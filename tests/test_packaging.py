@@ -47,8 +47,9 @@ def test_the_wheel_holds_exactly_the_package(wheel: zipfile.ZipFile) -> None:
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     files = project_files()
     ours = {p for p in files if p.suffix == ".py" and p.parts[0] not in NOT_PACKAGED}
-    data = {p for p in files if p.parts[:2] == ("demo", "weights")}
-    assert data
+    kept = (("demo", "weights"), ("stages", "report", "templates"))
+    data = {p for p in files if any(p.parts[: len(folder)] == folder for folder in kept)}
+    assert {p.parts[0] for p in data} == {"demo", "stages"}
     assert packed == {f"uniego/{path.as_posix()}" for path in ours | data} | {"uniego/py.typed"}
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"uniego", f"uniego-{__version__}.dist-info"}

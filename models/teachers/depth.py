@@ -20,6 +20,8 @@ from .weights import check_loaded, checked_hash, fetch, import_transformers, qui
 # From far to near: dark blue, teal, yellow-green, light yellow.
 _COLOURS = np.array([(13, 8, 60), (24, 92, 128), (76, 172, 110), (196, 214, 66), (255, 250, 190)], np.float64)
 
+_NEAREST = 0.05  # metres
+
 
 def load_depth_network(key: str, config: TeacherConfig, blocks: Sequence[int] | None = None) -> nn.Module:
     """The whole Depth Anything of a teacher's configuration, in float32 and eval mode.
@@ -72,16 +74,18 @@ def _settings(library: Any, values: dict[str, Any], blocks: Sequence[int] | None
 
 @torch.inference_mode()
 def depth_maps(network: nn.Module, frames: Tensor, size: int = 518) -> Tensor:
-    """Relative inverse depth (larger is nearer) of frames, uint8 [n, H, W, 3] -> float32 [n, h, w] on the CPU.
+    """Inverse depth (larger is nearer) of frames, uint8 [n, H, W, 3] -> float32 [n, h, w] on the CPU.
 
-    h and w are those of the network's input: the aspect kept, one side near `size`, both multiples of the patch.
+    It is relative, or in 1/m of a network whose head tells metres. h and w are those of the network's input: the aspect
+    kept, one side near `size`, both multiples of the patch.
     """
     settings: Any = network.config
     preprocess = for_network("depth_anything", size, int(settings.patch_size))
     device = next(network.parameters()).device
     images = preprocess.normalise(preprocess.frames(frames).to(device))
     depth: Tensor = torch.cat([network(image[None]).predicted_depth for image in images])
-    return depth.float().cpu()
+    depth = depth.float().cpu()
+    return 1.0 / depth.clamp_min(_NEAREST) if settings.depth_estimation_type == "metric" else depth
 
 
 def depth_picture(depth: Tensor) -> Tensor:

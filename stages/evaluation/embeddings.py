@@ -21,6 +21,7 @@ from ...pipeline.rundir import Run, TaskFolder
 from ...pipeline.signals import StopFlag
 from ..batches import Batch, ClipFailure, ClipReader, Protocol
 from ..checkpoints import tensor_bytes
+from ..fingerprints import clips_hash
 from ..recognition import by_clip, outputs
 
 PART = 256  # clips of a part: what a kill makes undone, at most
@@ -129,10 +130,41 @@ def _encode(results: list[tuple[Batch, dict[str, Tensor]]]) -> bytes:
     return tensor_bytes(joined, {"failures": json.dumps(failures)})
 
 
-def _load(folder: Path, clips: Sequence[Clip]) -> Embeddings:
+def clips_order(clips: Sequence[Clip]) -> str:
+    """Hash of the clips' ids in their order, which the parts go by."""
+    return files.hash_bytes(json.dumps([clip.clip_id for clip in clips]).encode())
+
+
+def kept_embeddings(folder: TaskFolder, clips: Sequence[Clip], wanted: Sequence[Clip]) -> Embeddings | None:
+    """Those of `wanted` out of what `embed` kept of `clips` in `folder`; None where it kept none, or other clips.
+
+    Only the parts that are needed are read. Raises `IntegrityError` for a damaged one.
+    """
+    known = (folder.record or {}).get("fingerprint", {})
+    if not folder.done or (known.get("clips"), known.get("order")) != (clips_hash(clips), clips_order(clips)):
+        return None
+    ids = {clip.clip_id for clip in wanted}
+    parts = {place // PART for place, clip in enumerate(clips) if clip.clip_id in ids}
+    found = _load(folder.path, clips, sorted(parts)) if parts else None
+    if found is None:
+        return None
+    keep = [place for place, clip in enumerate(found.clips) if clip.clip_id in ids]
+    return Embeddings(
+        tuple(found.clips[place] for place in keep),
+        found.tokens[keep],
+        None if found.logits is None else found.logits[keep],
+        {name: values[keep] for name, values in found.projections.items()},
+        tuple(failure for failure in found.failures if failure.clip_id in ids),
+    )
+
+
+def _load(folder: Path, clips: Sequence[Clip], only: Sequence[int] | None = None) -> Embeddings:
+    """The parts, or some of them."""
+    parts = range(_parts(clips)) if only is None else only
+    clips = [clip for part in parts for clip in clips[part * PART : (part + 1) * PART]]
     tensors: dict[str, list[Tensor]] = {}
     failures: list[ClipFailure] = []
-    for part in range(_parts(clips)):
+    for part in parts:
         try:
             with safe_open(_path(folder, part), "pt") as file:
                 failures += [ClipFailure(*entry) for entry in json.loads(file.metadata()["failures"])]

@@ -9,6 +9,7 @@ the exo teacher's features is fitted on the train split; both sides are taken le
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .measure import Measure, bootstrap_words, percent, with_interval
 from .subjects import Subject, features_hash, teacher_features
 
 NAMES = ("map", "r@1", "r@5", "r@10")
+NEAREST = "nearest.jsonl"
 
 
 def why_not(subject: Subject) -> str | None:
@@ -52,11 +54,12 @@ def settings(subject: Subject) -> dict[str, Any]:
 
 
 def compute(subject: Subject, folder: Path, flag: StopFlag) -> dict[str, Any]:
-    """Metrics within the subject's view, and of every exo gallery; nearest.jsonl lists each clip's nearest ones."""
+    """Metrics within the subject's view, and of every exo gallery; what is nearest to each clip in nearest.jsonl, and
+    in exo/<teacher>.jsonl among that teacher's features, the clip's own partner included."""
     run, config = subject.run, subject.run.config.evaluate.retrieval
     found = subject.embeddings("test", flag)
     ranking = _within(run, found, flag)
-    files.write_bytes(folder / "nearest.jsonl", _nearest(found, ranking))
+    files.write_bytes(folder / NEAREST, _nearest(found.clips, found.clips, ranking))
     left = {"clip": "the query itself", "video": f"every clip of the query's {subject.view} video"}[config.leave_out]
     protocol = {
         "query": "every test clip",
@@ -76,7 +79,7 @@ def compute(subject: Subject, folder: Path, flag: StopFlag) -> dict[str, Any]:
     }
     galleries, absent = _galleries(subject)
     flag.check()
-    across = {key: _across(subject, key, store, flag) for key, store in galleries.items()}
+    across = {key: _across(subject, key, store, folder, flag) for key, store in galleries.items()}
     return {**results, **({"ego_to_exo": across} if across else {}), **({"absent": absent} if absent else {})}
 
 
@@ -106,12 +109,12 @@ def _within(run: Run, found: Embeddings, flag: StopFlag) -> Ranking:
     return rank(tokens, tokens, (found.labels, found.labels), (skip, skip), nearest=config.nearest, between=flag.check)
 
 
-def _nearest(found: Embeddings, ranking: Ranking) -> bytes:
+def _nearest(queries: Sequence[Clip], gallery: Sequence[Clip], ranking: Ranking) -> bytes:
     """A line per query: its clip, average precision (null: nothing is relevant), rank of the first hit, the nearest."""
     lines = []
-    for i, clip in enumerate(found.clips):
+    for i, clip in enumerate(queries):
         places, cosines = ranking.nearest[i].tolist(), ranking.similarity[i].tolist()
-        near = [[found.clips[p].clip_id, round(c, 4)] for p, c in zip(places, cosines, strict=True) if p >= 0]
+        near = [[gallery[p].clip_id, round(c, 4)] for p, c in zip(places, cosines, strict=True) if p >= 0]
         relevant = bool(ranking.relevant[i])
         precision = round(float(ranking.precision[i]), 6) if relevant else None
         entry = {
@@ -147,7 +150,12 @@ def _galleries(subject: Subject) -> tuple[dict[str, FeatureStore], dict[str, str
     return stores, absent
 
 
-def _across(subject: Subject, key: str, store: FeatureStore, flag: StopFlag) -> dict[str, Any]:
+def exo_nearest(folder: Path, key: str) -> Path:
+    """Where the nearest exo clips of every query lie, by one exo teacher's features."""
+    return folder / "exo" / f"{key}.jsonl"
+
+
+def _across(subject: Subject, key: str, store: FeatureStore, folder: Path, flag: StopFlag) -> dict[str, Any]:
     """Ego queries in the gallery of one exo teacher's features of the test clips."""
     run = subject.run
     test = subject.embeddings("test", flag, single=True)
@@ -162,6 +170,8 @@ def _across(subject: Subject, key: str, store: FeatureStore, flag: StopFlag) -> 
             return {"left_out": "no train clip has both an embedding and a feature to fit the map on"}
         queries, gallery = mapping(test.tokens).float(), (gallery.double() - mapping.offset).float()
         way = f"ridge regression on {count} train clips, ridge {run.config.evaluate.retrieval.ridge:g}; centred"
+    by_class, partner = _rankings(run, test, queries, clips, gallery, flag)
+    files.write_bytes(exo_nearest(folder, key), _nearest(test.clips, clips, partner))
     return {
         "protocol": {
             "query": "every test clip's ego embedding",
@@ -172,23 +182,20 @@ def _across(subject: Subject, key: str, store: FeatureStore, flag: StopFlag) -> 
             **subject.protocol(single=True),
             **_shared_words(run),
         },
-        **_cross_metrics(run, test, queries, clips, gallery, flag),
-    }
-
-
-def _cross_metrics(
-    run: Run, test: Embeddings, queries: Tensor, clips: list[Clip], gallery: Tensor, flag: StopFlag
-) -> dict[str, dict[str, Any]]:
-    """ "class": relevant is the query's class, its own partner left out; "partner": relevant is that partner alone."""
-    device = resolve_device(run.config.compute)
-    ids = _ids([clip.clip_id for clip in (*test.clips, *clips)]).split([len(test.clips), len(clips)])  # type: ignore[no-untyped-call]
-    labels = test.labels, torch.tensor([clip.label for clip in clips], dtype=torch.int64)
-    by_class = rank(queries, gallery.to(device), labels, ids, between=flag.check)
-    partner = rank(queries, gallery.to(device), ids, between=flag.check)
-    return {
         "class": {"relevant": "the query's class, its own partner left out", **_metrics(by_class, run)},
         "partner": {"relevant": "the query's own partner alone", **_metrics(partner, run)},
     }
+
+
+def _rankings(
+    run: Run, test: Embeddings, queries: Tensor, clips: list[Clip], gallery: Tensor, flag: StopFlag
+) -> tuple[Ranking, Ranking]:
+    """Relevant is the query's class, its own partner left out; and that partner alone, with its nearest clips."""
+    device, nearest = resolve_device(run.config.compute), run.config.evaluate.retrieval.nearest
+    ids = _ids([clip.clip_id for clip in (*test.clips, *clips)]).split([len(test.clips), len(clips)])  # type: ignore[no-untyped-call]
+    labels = test.labels, torch.tensor([clip.label for clip in clips], dtype=torch.int64)
+    by_class = rank(queries, gallery.to(device), labels, ids, between=flag.check)
+    return by_class, rank(queries, gallery.to(device), ids, nearest=nearest, between=flag.check)
 
 
 def _fit(subject: Subject, store: FeatureStore, flag: StopFlag) -> tuple[RidgeMap | None, int]:

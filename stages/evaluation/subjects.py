@@ -24,7 +24,7 @@ from ..batches import SINGLE, ClipFailure, Protocol
 from ..encoder import WEIGHTS, read_model, run_protocol
 from ..fingerprints import clips_hash
 from ..targets import load_targets, open_index, open_teacher, row_keys
-from .embeddings import Embeddings, embed
+from .embeddings import Embeddings, clips_order, embed
 
 
 class Subject(ABC):
@@ -71,11 +71,10 @@ class NetworkSubject(Subject):
         """Embeddings of a split, kept under RUN/evaluate/<model>/embeddings."""
         protocol = SINGLE if single else self._protocol
         clips = self.run.table().split(split)
-        ids = files.hash_bytes(json.dumps([clip.clip_id for clip in clips]).encode())  # parts go by the table's order
         fingerprint = {
             **{name: self.fingerprint[name] for name in ("weights", "input", "precision")},
             "clips": clips_hash(clips),
-            "order": ids,
+            "order": clips_order(clips),
             "protocol": protocol._asdict(),
         }
         name = f"{split}-{protocol.views}x{protocol.crops}"

@@ -234,6 +234,8 @@ def test_depth_pictures(tmp_path: Path) -> None:
     flat, brightness = depth.flatten(1), picture.float().sum(dim=3).flatten(1)
     assert (brightness.gather(1, flat.argmax(1, True)) > brightness.gather(1, flat.argmin(1, True)) + 300).all()
     assert not depth_picture(torch.ones(1, 2, 2)).diff(dim=1).any()
+    network.config.depth_estimation_type = "metric"  # what is far has the greater number
+    assert torch.allclose(depth_maps(network, frames(40, 60)[:2], size=70), 1 / depth.clamp_min(0.05))
     other = load_depth_network("exo_depth", config, blocks=(0, 2, 3, 5))
     assert not torch.equal(depth_maps(other, frames(40, 60)[:2], size=70), depth)
     with pytest.raises(ConfigError, match="four blocks of 0 to 5"):

@@ -1,0 +1,1 @@
+"""`uniego report`: the page, its sections, and what they are made of."""
