@@ -9,7 +9,7 @@ import typer
 
 from .cli_cache import TeacherOption
 from .cli_data import RunOption, SetOption, open_run
-from .cli_extract import OverwriteOption
+from .cli_extract import CoverageOption, OverwriteOption, RetryOption
 from .errors import UsageError
 
 What = Literal["features", "proxies", "merged", "student"]
@@ -31,6 +31,12 @@ def import_command(
         int | None,
         typer.Option("--rows", metavar="N", min=1, help="Rows kept of each feature, where their number differs."),
     ] = None,
+    zeros: Annotated[
+        Literal["missing", "values"],
+        typer.Option("--zeros", help="What features of zeros are: missing, as for the released code, or values."),
+    ] = "missing",
+    min_coverage: CoverageOption = None,
+    retry_failed: RetryOption = False,
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
@@ -39,16 +45,20 @@ def import_command(
     features: PATH/TEACHER/CLIP.npy. proxies: PATH/TEACHER/checkpoints/*.pyth and tokens_training. merged, student: a
     checkpoint. Later stages take them as the run's own, and say that they were imported."""
     opened = open_run(run, overrides, teacher)
-    if rows is not None and what != "features":
-        raise UsageError("--rows is for features")
+    if what != "features" and (rows is not None or zeros != "missing" or min_coverage is not None or retry_failed):
+        raise UsageError("--rows, --zeros, --min-coverage and --retry-failed are for features")
     if heads is not None and what == "features":
         raise UsageError("--heads is for networks")
     if teacher and what in ("merged", "student"):
         raise UsageError(f"--teacher: there is one {what} network")
     if what == "features":
+        from .stages.extract_options import ExtractOptions
         from .stages.released_features import import_features
 
-        import_features(opened, path, teacher, rows=rows, overwrite=overwrite)
+        options = ExtractOptions(min_coverage=min_coverage, retry_failed=retry_failed)
+        import_features(
+            opened, path, teacher, rows=rows, zeros_are_values=zeros == "values", overwrite=overwrite, options=options
+        )
         return
     from .stages import release_import as stage
 

@@ -163,6 +163,8 @@ def trained_folder(run: Run, model: str) -> TaskFolder:
             "encoder's folder (with a /)"
         )
     if not folder.done or not (folder.path / "model" / CONFIG).exists():
+        if imported(folder) is not None:
+            raise MissingInputError(f"{model} was imported without its network: import its checkpoint too")
         raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
     if imported(folder) is not None:
         say(f"{model} was imported; how it was trained cannot be verified (see {folder.path / ORIGIN})")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..cache import ClipIndex, suggested_rows
-from ..cache.coverage import Coverage
 from ..errors import MissingInputError, UsageError
 from ..pipeline import files
 from ..pipeline.progress import say, warn
@@ -27,7 +26,7 @@ from .export import export_outputs
 from .imported import import_fingerprint, write_origin
 from .released_features import folders_of
 from .released_networks import Network, fitting_network, last_checkpoint, without_projection
-from .released_outputs import ReleasedOutputs, import_outputs
+from .released_outputs import Imported, ReleasedOutputs, import_outputs
 from .rows import RunRows, record_rows, run_rows
 from .student import PROJECTION
 from .targets import find_index, row_keys
@@ -123,7 +122,7 @@ def _import_proxy(
             weights = files.hash_file(folder.path / "model" / WEIGHTS)
         if proxy.outputs is not None:
             done = import_outputs(run, key, index, proxy.outputs, outputs or {}, flag)
-            _tell_outputs(key, proxy.folder, done.coverage, done.unused, done.zeros, done.agreement)
+            _tell_outputs(key, proxy.folder, done)
             store = done.store
         else:
             say(f"proxy {key}: no tokens and scores beside it: they are computed here")
@@ -136,16 +135,20 @@ def _import_proxy(
     say(f"proxy {key}: imported from {proxy.folder}")
 
 
-def _tell_outputs(key: str, folder: Path, c: Coverage, unused: int, zeros: int, agreement: float) -> None:
+def _tell_outputs(key: str, folder: Path, done: Imported) -> None:
+    c = done.coverage
     say(
-        f"proxy {key}: outputs of {c.done} of {c.clips} train clips from {folder}"
-        + (f" ({c.failed} failed: `uniego cache coverage` does not count them)" if c.failed else "")
-        + f"; {unused} files are no train clip's; it is right about {100 * agreement:.1f} %"
+        f"proxy {key}: outputs of {c.done} of {c.clips} train clips from {folder}; {done.unused} files are no train "
+        f"clip's; it is right about {100 * done.agreement:.1f} %"
     )
+    if c.failed:
+        shown = "".join(f"\n  {failure.clip_id} ({failure.reason}): {failure.message}" for failure in done.failed)
+        more = "" if c.failed == len(done.failed) else f"\n  and {c.failed - len(done.failed)} more"
+        warn(f"proxy {key}: {c.failed} train clips have no outputs, it will not teach them:{shown}{more}")
     if not c.done:
         raise MissingInputError(f"{folder}: not one train clip has tokens and scores that can be read")
-    if zeros:
-        warn(f"proxy {key}: tokens of {zeros} clips are all zeros; they are taken as values")
+    if done.zeros:
+        warn(f"proxy {key}: tokens of {done.zeros} clips are all zeros; they are taken as values")
 
 
 def import_merged(run: Run, file: Path, *, heads: int | None = None, overwrite: bool = False) -> None:

@@ -17,6 +17,7 @@ from ..models.teachers.stored import FeatureFileError, open_stored
 from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run
 from .extract_checks import check_shared
+from .extract_options import ExtractOptions
 from .extract_teachers import extract_teachers
 from .targets import open_index, row_keys, teacher_path
 
@@ -30,17 +31,25 @@ class ImportedFeatures(NamedTuple):
 
 
 def import_features(
-    run: Run, path: Path, teachers: Sequence[str] | None = None, *, rows: int | None = None, overwrite: bool = False
+    run: Run,
+    path: Path,
+    teachers: Sequence[str] | None = None,
+    *,
+    rows: int | None = None,
+    zeros_are_values: bool = False,
+    overwrite: bool = False,
+    options: ExtractOptions | None = None,
 ) -> list[ImportedFeatures]:
     """Take `path`/<teacher>/<clip>.npy into the cache, for the named teachers or all that the run and the folder have.
 
     As extraction with `network: precomputed` does it, whatever the run's settings say computes these teachers: the
     store's fingerprint and manifest name the files, and the run takes them for what its settings ask for. `rows`: as
-    many rows are kept of each file, where their number differs. Raises `UsageError` where there is nothing to take,
+    many rows are kept of each file, where their number differs; `zeros_are_values`: a feature of zeros is one, where
+    for the released code it means that there is none. Raises `UsageError` where there is nothing to take,
     `FingerprintMismatch` for features that are there already, unless `overwrite`; what `extract_teachers` raises.
     """
     keys = folders_of(run, path, teachers)
-    configs = {key: _config(key, path, run.config.teachers[key], rows) for key in keys}
+    configs = {key: _config(key, path, run.config.teachers[key], rows, zeros_are_values) for key in keys}
     taken = Run(run.root, run.config.model_copy(update={"teachers": {**run.config.teachers, **configs}}), run.origin)
     clips, unused = run.table().clips, {}
     for key, config in configs.items():
@@ -55,7 +64,7 @@ def import_features(
         unused[key] = teacher.entries - len(used)
         _tell_width(key, teacher, run.config.cache.dtype)
     try:
-        extract_teachers(taken, keys, overwrite=overwrite)
+        extract_teachers(taken, keys, overwrite=overwrite, options=options)
     finally:
         for key in keys:  # also where too few clips have features: they are there then
             record = taken.extraction_record(key)
@@ -94,7 +103,7 @@ def folders_of(run: Run, path: Path, teachers: Sequence[str] | None) -> list[str
     return there
 
 
-def _config(key: str, path: Path, config: TeacherConfig, rows: int | None) -> TeacherConfig:
+def _config(key: str, path: Path, config: TeacherConfig, rows: int | None, zeros_are_values: bool) -> TeacherConfig:
     """The teacher's settings as files that are read. The published width counts where the first file has it: files
     [dim, T] are transposed then."""
     dim = config.dim
@@ -113,7 +122,7 @@ def _config(key: str, path: Path, config: TeacherConfig, rows: int | None) -> Te
         view=teacher_view(key, config),
         dim=dim,
         rows=rows if rows is not None else config.rows,
-        zero_is_missing=config.zero_is_missing,
+        zero_is_missing=False if zeros_are_values else config.zero_is_missing,
     )
 
 

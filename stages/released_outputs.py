@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import ArraySpec, ClipIndex, Failure, FeatureStore, RowStatus
-from ..cache.coverage import Coverage, count_rows
+from ..cache.coverage import Coverage, count_rows, failed_rows
 from ..errors import UsageError
 from ..models.teachers.stored import Entries, FeatureFileError, NpyFolder
 from ..pipeline import files
@@ -27,6 +28,7 @@ from .extract_checks import check_shared
 from .targets import row_keys
 
 TOKENS, SCORES = Path("tokens_training", "tokens"), Path("tokens_training", "scores_pred")
+SHOWN = 5
 
 
 class ReleasedOutputs(NamedTuple):
@@ -53,11 +55,13 @@ class ReleasedOutputs(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What became of the train clips; `unused`: files that are no train clip's; `zeros`: tokens of zeros alone;
-    `agreement`: share of the clips with outputs whose highest score is their label (0 where there are none)."""
+    """What became of the train clips; `failed`: the first that have no outputs, and why; `unused`: files that are no
+    train clip's; `zeros`: tokens of zeros alone; `agreement`: share of the clips with outputs whose highest score is
+    their label (0 where there are none)."""
 
     store: FeatureStore
     coverage: Coverage
+    failed: list[Failure]
     unused: int
     zeros: int
     agreement: float
@@ -112,7 +116,8 @@ def import_outputs(
             meter.advance(len(mine))
             flag.check()
     zeros, right, there = _look(store, rows, clips)
-    return Imported(store, count_rows(store, rows), unused, zeros, right / max(there, 1))
+    failed = [failure for _, failure in islice(failed_rows(store, rows), SHOWN)]
+    return Imported(store, count_rows(store, rows), failed, unused, zeros, right / max(there, 1))
 
 
 class _Reader:
