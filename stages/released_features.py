@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..cache import FeatureStore
 from ..cache.coverage import Coverage, count_rows
-from ..errors import UsageError
+from ..errors import CoverageError, UsageError
 from ..models.release import listed
 from ..models.teachers import PrecomputedTeacher, TeacherConfig, teacher_view
 from ..models.teachers.config import PRECOMPUTED
@@ -62,9 +65,12 @@ def import_features(
                 f"stem of its {view} video"
             )
         unused[key] = teacher.entries - len(used)
-        _tell_width(key, teacher, run.config.cache.dtype)
+        _tell_loss(key, teacher, _first(path / key, key)[1], run.config.cache.dtype)
+    short: CoverageError | None = None
     try:
         extract_teachers(taken, keys, overwrite=overwrite, options=options)
+    except CoverageError as error:
+        short = error
     finally:
         for key in keys:  # also where too few clips have features: they are there then
             record = taken.extraction_record(key)
@@ -82,6 +88,8 @@ def import_features(
             f"{entry.teacher}: {c.done} of {c.clips} clips imported ({c.failed} failed, {c.missing} without its "
             f"input); {entry.unused} files are no clip's. `uniego cache coverage --failed` says why"
         )
+    if short is not None:
+        raise short
     return done
 
 
@@ -103,19 +111,22 @@ def folders_of(run: Run, path: Path, teachers: Sequence[str] | None) -> list[str
     return there
 
 
+def _first(folder: Path, key: str) -> tuple[tuple[int, ...], str]:
+    """Shape and type of the first file that can be read."""
+    stored = open_stored(folder, key)
+    for name in stored.names:
+        with suppress(FeatureFileError):
+            values = stored.read(name)
+            return values.shape, str(values.dtype)
+    return (), "float32"
+
+
 def _config(key: str, path: Path, config: TeacherConfig, rows: int | None, zeros_are_values: bool) -> TeacherConfig:
     """The teacher's settings as files that are read. The published width counts where the first file has it: files
     [dim, T] are transposed then."""
     dim = config.dim
-    if dim is None and key in TEACHERS:
-        stored = open_stored(path / key, key)
-        for name in stored.names:
-            try:
-                shape = stored.read(name).shape
-            except FeatureFileError:
-                continue
-            dim = TEACHERS[key].dim if TEACHERS[key].dim in shape else None
-            break
+    if dim is None and key in TEACHERS and TEACHERS[key].dim in _first(path / key, key)[0]:
+        dim = TEACHERS[key].dim
     return TeacherConfig(
         network=PRECOMPUTED,
         weights=f"dir:{(path / key).resolve()}",
@@ -126,8 +137,9 @@ def _config(key: str, path: Path, config: TeacherConfig, rows: int | None, zeros
     )
 
 
-def _tell_width(key: str, teacher: PrecomputedTeacher, dtype: str) -> None:
+def _tell_loss(key: str, teacher: PrecomputedTeacher, stored: str, dtype: str) -> None:
     if key in TEACHERS and teacher.dim != TEACHERS[key].dim:
         warn(f"{key}: features of width {teacher.dim}; the published teacher's have {TEACHERS[key].dim}")
-    if dtype != "float32":
-        warn(f"{key}: cache.dtype is {dtype}, the files are rounded to it; set cache.dtype: float32 to keep every bit")
+    if np.promote_types(stored, dtype) != dtype:
+        keep = "" if stored == "float64" else "; set cache.dtype: float32 to keep every bit"
+        warn(f"{key}: {stored} files are rounded to {dtype}{keep}")
