@@ -127,8 +127,8 @@ def test_what_cannot_be_meant_is_refused(run: Path, tmp_path: Path, table: Path)
     assert call("release", "import", "proxies", tmp_path / "in", "--run", run, "--rows", 4)[0] == 2
     assert not (run / "cache").exists()
 
-    assert call("extract-teachers", "--run", run)[0] == 0
-    write(tmp_path / "in", features(16))
+    assert call(*words, write(tmp_path / "before", features(16)), "--run", run)[0] == 0
+    write(tmp_path / "in", {name: -value for name, value in features(16).items()})
     code, told = call(*words, tmp_path / "in", "--run", run)
     assert (code, "--overwrite" in told) == (5, True), told
     assert call(*words, tmp_path / "in", "--run", run, "--overwrite")[0] == 0
