@@ -90,6 +90,7 @@ def import_features(
         )
     if short is not None:
         raise short
+    say(f"next: {run.command('train-proxies')}")
     return done
 
 

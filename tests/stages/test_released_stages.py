@@ -141,6 +141,11 @@ def test_from_stage_1_on(released: Path, native: Path, tmp_path: Path, clip_tabl
     assert states["distill"]["student"] == {"state": "done"}
     assert "nothing to do" in good("distill", "--run", run)
     assert "nothing to do" in good("train-proxies", "--run", run)
+    good("verify", "--run", run)
+    good("cache", "gc", "--run", run, "--yes")  # what was imported is needed
+    assert np.array_equal(outputs(run, "exo_skl")["tokens"], outputs(native, "exo_skl")["tokens"])
+    code, told = refused("distill", "--run", run, "--set", "student.depth=1")
+    assert (code, "was imported for others" in told) == (5, True), told
 
 
 def test_from_the_merge_on(released: Path, native: Path, tmp_path: Path, clip_table: Path) -> None:
