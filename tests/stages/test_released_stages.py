@@ -292,7 +292,8 @@ app(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("what", ["proxies", pytest.param("features", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["proxies", "features"])
 def test_an_import_that_was_killed_goes_on(
     what: str, released: Path, native: Path, tmp_path: Path, clip_table: Path
 ) -> None:
