@@ -27,6 +27,7 @@ from . import (
     cli_extract,
     cli_pose,
     cli_proxies,
+    cli_release,
     cli_submit,
     cli_teachers,
     cli_verify,
@@ -122,6 +123,7 @@ app.add_typer(cli_analyze.app, name="analyze")
 app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_encode.checkpoint_app, name="checkpoint")
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_release.app, name="release")
 app.add_typer(cli_teachers.app, name="teachers")
 
 
@@ -153,6 +155,7 @@ STAGES = {
     "ablate",
     "analyze",
     "encode",
+    "release",
     "demo",
 }
 

@@ -56,6 +56,25 @@ def read_release_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Releas
     return named, ReleaseMetadata(epoch=epoch, config=config)
 
 
+def read_release_weights(path: str | Path) -> tuple[dict[str, Tensor], int | None]:
+    """State dict (CPU tensors, names without `model.`) and epoch of a `.pyth`, or of a file of weights alone.
+
+    For merged networks, which are no checkpoint of a training: `model_state`, or the tensors themselves, with or
+    without the prefix; the epoch is None where the file has none. WeightsError as for `read_release_checkpoint`.
+    """
+    path = Path(path)
+    stored = load_tensors(path)
+    if {"epoch", "model_state", "cfg"} <= stored.keys():
+        state, metadata = read_release_checkpoint(path)
+        return state, metadata["epoch"]
+    state = tensor_dict(stored.get("model_state", stored), str(path))
+    named = {name.removeprefix(PREFIX): tensor.clone() for name, tensor in state.items()}
+    if len(named) != len(state):
+        raise WeightsError(f"{path}: names with and without {PREFIX!r} stand for the same entry")
+    check_names(named, str(path))
+    return named, None
+
+
 def geometry_from_state(
     state: Mapping[str, Tensor],
     heads: int | None = None,

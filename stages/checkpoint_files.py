@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from ..errors import MissingInputError, UsageError, WeightsError
 from ..models import TimeSformer, geometry_from_state, read_release_checkpoint
@@ -79,20 +80,25 @@ def export_checkpoint(model: Path, file: Path) -> None:
         raise UsageError(f"--out {file} exists: name a new file")
     network, config = read_model(model)
     g = config["geometry"]
+    files.write_bytes(file, pyth_bytes(network.state_dict(), g))
+    say(f"wrote {file}: {len(network.state_dict())} tensors, {g['heads']} heads (the file does not say)")
+
+
+def pyth_bytes(state: Mapping[str, Tensor], geometry: Mapping[str, Any], epoch: int = 0) -> bytes:
+    """A checkpoint in the released layout, without an optimiser's state; `epoch` counts from 0."""
     written = {
-        "DATA": {"NUM_FRAMES": g["num_frames"], "TRAIN_CROP_SIZE": g["image_size"]},
-        "MODEL": {"NUM_CLASSES": g["num_classes"]},
+        "DATA": {"NUM_FRAMES": geometry["num_frames"], "TRAIN_CROP_SIZE": geometry["image_size"]},
+        "MODEL": {"NUM_CLASSES": geometry["num_classes"]},
     }
-    out = io.BytesIO()
     content: dict[str, Any] = {
-        "epoch": 0,
-        "model_state": {f"{PREFIX}{name}": tensor for name, tensor in network.state_dict().items()},
+        "epoch": epoch,
+        "model_state": {f"{PREFIX}{name}": tensor for name, tensor in state.items()},
         "optimizer_state": {},
         "cfg": yaml.safe_dump(written),
     }
+    out = io.BytesIO()
     torch.save(content, out)
-    files.write_bytes(file, out.getvalue())
-    say(f"wrote {file}: {len(content['model_state'])} tensors, {g['heads']} heads (the file does not say)")
+    return out.getvalue()
 
 
 def _refuse_unlike(file: Path, geometry: dict[str, Any], state: dict[str, Any], like: Path) -> None:

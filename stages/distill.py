@@ -24,12 +24,21 @@ from .clip_source import training_reader
 from .compute import prepare
 from .encoder import WEIGHTS
 from .fingerprints import training_fingerprint
+from .imported import accept, fingerprint_now, imported, imported_proxies
 from .loop import Loop
 from .merge import MergeTask, Soup
 from .merge_weights import draw_weights
-from .methods import needed_proxies, needs_pool, proxy_outputs, student_task, student_title, taught_by_proxies
+from .methods import (
+    needed_networks,
+    needed_proxies,
+    needs_pool,
+    proxy_outputs,
+    student_task,
+    student_title,
+    taught_by_proxies,
+)
 from .networks import open_networks
-from .proxy_training import has_outputs, proxy_fingerprint
+from .proxy_training import has_outputs, wanted_fingerprint
 from .rows import RunRows, run_rows
 from .spd import SPDLoss, spd_loss
 from .targets import find_index, open_index, open_teacher, pool, targets_hash, warn_of_random
@@ -54,16 +63,23 @@ def distill(run: Run, *, overwrite: bool = False, strict: bool = False) -> None:
 
 def _distill(run: Run, overwrite: bool, strict: bool) -> None:
     settings = run.config.distill
-    teachers = ranks.first_then_others(lambda: pool(run, strict=strict)) if needs_pool(settings) else []
-    rows = run_rows(run, find_index(run))
-    proxies = needed_proxies(settings, teachers)
+    own, rows = settings.variant == "student", run_rows(run, find_index(run))
+    if own and not overwrite and (taken_in := accept(run, run.student_folder, rows)):
+        say(f"{taken_in}; --overwrite trains one in its place")
+        return
+    given = [] if settings.method == "naive" else imported_proxies(run)
+    merge_given = imported(run.merge_folder) is not None
+    teachers = []
+    if needs_pool(settings, merge_given=merge_given):
+        teachers = ranks.first_then_others(lambda: pool(run, strict=strict, without_features=given))
+    proxies = needed_proxies(settings, teachers, merge_given=merge_given)
     if proxies:
         _check_proxies(run, proxies, rows)
+        _check_networks(run, needed_networks(settings, teachers, merge_given=merge_given))
     if teachers:
-        warn_of_random(run, teachers)
+        warn_of_random(run, [key for key in teachers if key not in given])
     if overwrite or not run.variant_folder(settings.variant).done:
         training_reader(run)  # a clip store that is not there is told now
-    own = settings.variant == "student"
     with StopFlag() as flag:
         if settings.init == "merged":
             _merge(run, proxies, rows, flag, overwrite and own)
@@ -82,7 +98,10 @@ def _check_proxies(run: Run, proxies: list[str], rows: RunRows) -> None:
         )
     for key in proxies:
         folder = run.proxy_folder(key)
-        different = folder.differences(proxy_fingerprint(run, key, open_teacher(run, index, key), rows))
+        taken_in = accept(run, folder, rows)
+        if taken_in is not None:
+            say(taken_in)
+        different = folder.differences(wanted_fingerprint(run, index, key, rows))
         if different:
             advice = f"Restore those settings, or run `uniego train-proxies --teacher {key} --overwrite` first."
             raise FingerprintMismatch(f"{folder.title} in {folder.path}", different, advice)
@@ -92,8 +111,25 @@ def _check_proxies(run: Run, proxies: list[str], rows: RunRows) -> None:
             )
 
 
+def _check_networks(run: Run, proxies: list[str]) -> None:
+    """Refuse proxies that were imported without their network, where the student starts from it."""
+    lacking = [key for key in proxies if run.proxy_folder(key).results["weights"] is None]
+    if lacking:
+        raise MissingInputError(
+            f"the student starts from the networks of its proxies, and these were imported without: "
+            f"{', '.join(lacking)}. Import their checkpoints, or the merged one (`uniego release import merged`), or "
+            "start from elsewhere with --init imagenet"
+        )
+
+
 def merge_fingerprint(run: Run, proxies: list[str], rows: RunRows) -> dict[str, Any]:
-    """What the merge depends on; where nothing is fitted, not on how that would be done."""
+    """What the merge depends on; where nothing is fitted, not on how that would be done.
+
+    Of an imported one, what can be said of it.
+    """
+    taken_in = fingerprint_now(run, run.merge_folder, rows)
+    if taken_in is not None:
+        return taken_in
     merge, portions = run.config.merge, run.config.distill.train
     batch = {"global_batch": portions.global_batch, "micro_batch": portions.micro_batch}
     if merge.level == "average":
@@ -130,6 +166,10 @@ def _proxy_hashes(run: Run, proxies: list[str]) -> dict[str, str]:
 
 def _merge(run: Run, proxies: list[str], rows: RunRows, flag: StopFlag, overwrite: bool) -> None:
     folder = run.merge_folder
+    taken_in = accept(run, folder, rows)
+    if taken_in is not None:
+        say(taken_in)
+        return
     with ranks.working(folder, merge_fingerprint(run, proxies, rows), overwrite=overwrite) as needed:
         if not needed:
             ranks.from_first(lambda: remove_scaffold(folder.path))  # of a process killed just after it had finished

@@ -23,6 +23,7 @@ from .evaluation.retrieval import RETRIEVAL
 from .evaluation.segmentation import SEGMENTATION
 from .evaluation.subjects import NetworkSubject, Subject, TeacherSubject
 from .fingerprints import training_fingerprint
+from .imported import ORIGIN, imported
 
 TASKS: dict[str, Measure] = {
     "recognition": RECOGNITION,
@@ -162,7 +163,12 @@ def trained_folder(run: Run, model: str) -> TaskFolder:
             "encoder's folder (with a /)"
         )
     if not folder.done or not (folder.path / "model" / CONFIG).exists():
+        if imported(folder) is not None:
+            raise MissingInputError(f"{model} was imported without its network: import its checkpoint too")
         raise MissingInputError(f"{model} is not trained yet: run `{command}` first")
+    if imported(folder) is not None:
+        say(f"{model} was imported; how it was trained cannot be verified (see {folder.path / ORIGIN})")
+        return folder
     different = [name for name in folder.differences(wanted) if not name.startswith("inputs")]
     if different:
         warn(f"{model} was trained under other settings than the run has now ({', '.join(different[:5])})")

@@ -21,6 +21,7 @@ from ..cache.interchange_hdf5 import Hdf5Writer, open_hdf5
 from ..cache.interchange_safetensors import SafetensorsWriter, open_safetensors
 from ..errors import UsageError
 from ..models.teachers import teacher_view
+from ..models.teachers.config import View
 from ..pipeline.clips import Clip
 from ..pipeline.progress import say, warn
 from ..pipeline.rundir import Run
@@ -103,12 +104,20 @@ def _portions(rows: Sequence[int], per_shard: int) -> Iterator[list[int]]:
 
 def _names(store: FeatureStore, rows: np.ndarray[Any, Any], clips: Sequence[Clip], by_id: bool) -> dict[int, str]:
     """{row: name} of the clips that have a feature."""
-    view, key = store.attributes["view"], store.path.name
-    present = store.status(rows) == 1
+    return file_names(store.path.name, store.attributes["view"], rows, store.status(rows) == 1, clips, by_id)
+
+
+def file_names(
+    key: str, view: View, rows: np.ndarray[Any, Any], there: np.ndarray[Any, Any], clips: Sequence[Clip], by_id: bool
+) -> dict[int, str]:
+    """{row: name} of the clips that are there, after their video of a view, or after their ids.
+
+    `key` names what is exported. Raises `UsageError` when two clips would have one name.
+    """
     names: dict[int, str] = {}
     taken: dict[str, Clip] = {}
-    for row, clip, there in zip(rows.tolist(), clips, present.tolist(), strict=True):
-        if not there:
+    for row, clip, present in zip(rows.tolist(), clips, there.tolist(), strict=True):
+        if not present:
             continue
         video = clip.video(view)
         if not by_id and video is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..cache.index import LOCK_FILE
 from ..errors import UniegoError, UsageError
-from ..models.teachers import PrecomputedTeacher, TeacherConfig, teacher_view
-from ..models.teachers.config import PRECOMPUTED
+from ..models.teachers import TeacherConfig, teacher_view
+from ..models.teachers.config import PRECOMPUTED, View
 from ..pipeline import files
 from ..pipeline.clips import Clip, missing_files
 from ..pipeline.objects import is_url
@@ -57,22 +57,28 @@ def check_files(run: Run, keys: Sequence[str], strict: bool) -> None:
     warn(f"{message}\nthese clips will be recorded as failed (missing)")
 
 
-def check_shared(teacher: PrecomputedTeacher, clips: Sequence[Clip]) -> None:
-    """Refuse stored features that would stand for two different pieces of video, naming both clips."""
+def check_shared(
+    find: Callable[[str, str | None], str | None], view: View, title: str, clips: Sequence[Clip]
+) -> set[str]:
+    """The stored entries that clips take; one that would stand for two different pieces of video is refused.
+
+    `find` gives the entry of a clip's id and its video's stem; the error names both clips.
+    """
     taken: dict[str, tuple[Clip, tuple[object, ...]]] = {}
     for clip in clips:
-        path = clip.video(teacher.view)
-        entry = teacher.find(clip.clip_id, None if path is None else path.stem)
+        path = clip.video(view)
+        entry = find(clip.clip_id, None if path is None else path.stem)
         if entry is None:
             continue
         piece = (path, clip.start_s, clip.end_s)
         other, others_piece = taken.setdefault(entry, (clip, piece))
         if others_piece != piece:
             raise UsageError(
-                f"teacher {teacher.key!r}: the stored feature {entry!r} would stand for clip {other.clip_id!r} "
+                f"{title}: the stored feature {entry!r} would stand for clip {other.clip_id!r} "
                 f"({_piece(others_piece)}) and for clip {clip.clip_id!r} ({_piece(piece)}); store one feature per "
                 "clip, called by the clip's id"
             )
+    return set(taken)
 
 
 def _columns(key: str, config: TeacherConfig) -> set[str]:

@@ -66,7 +66,7 @@ def extract_teachers(
         built = build_teachers(run, keys)
         for teacher in built.values():
             if isinstance(teacher, PrecomputedTeacher):
-                check_shared(teacher, run.table().clips)
+                check_shared(teacher.find, teacher.view, f"teacher {teacher.key!r}", run.table().clips)
         flag.check()
         probe = _Probe(run, built, device, flag)
         if options.dry_run:

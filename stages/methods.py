@@ -33,16 +33,31 @@ def taught_by_proxies(distill: DistillConfig) -> bool:
     return distill.method not in ("naive", "ce")
 
 
-def needs_pool(distill: DistillConfig) -> bool:
-    """Whether the method or its start is made from all teachers of the pool, or from their proxies."""
-    return distill.method != "ce" or distill.init in ("merged", "average")
+def needs_pool(distill: DistillConfig, *, merge_given: bool = False) -> bool:
+    """Whether the method or its start is made from all teachers of the pool, or from their proxies.
+
+    `merge_given`: the merge was imported and needs none.
+    """
+    return distill.method != "ce" or _start(distill, merge_given) in ("merged", "average")
 
 
-def needed_proxies(distill: DistillConfig, teachers: Sequence[str]) -> list[str]:
+def needed_proxies(distill: DistillConfig, teachers: Sequence[str], *, merge_given: bool = False) -> list[str]:
     """Teachers whose proxies must be trained; `teachers` are those of the pool, which a start may lie outside of."""
+    taught = list(teachers) if taught_by_proxies(distill) else []
+    started = needed_networks(distill, teachers, merge_given=merge_given)
+    return [*taught, *(key for key in started if key not in taught)]
+
+
+def needed_networks(distill: DistillConfig, teachers: Sequence[str], *, merge_given: bool = False) -> list[str]:
+    """Teachers whose proxies' networks the student starts from."""
+    if _start(distill, merge_given) in ("merged", "average"):
+        return list(teachers)
     kind, _, key = distill.init.partition(":")
-    needed = list(teachers) if taught_by_proxies(distill) or distill.init in ("merged", "average") else []
-    return [*needed, key] if kind == "proxy" and key not in needed else needed
+    return [key] if kind == "proxy" else []
+
+
+def _start(distill: DistillConfig, merge_given: bool) -> str:
+    return "given" if merge_given and distill.init == "merged" else distill.init
 
 
 def student_title(distill: DistillConfig) -> str:

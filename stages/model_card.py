@@ -9,6 +9,7 @@ from .. import __version__
 from ..models.teachers import TeacherConfig
 from ..models.teachers.facts import TEACHERS, licence_of
 from ..pipeline.rundir import Run
+from .imported import imported
 from .train_teacher import pool_in_force
 
 _HEAD = """---
@@ -31,14 +32,15 @@ def model_card(run: Run, model: str, config: Mapping[str, Any], weights: str, *,
     teachers = pool_in_force(run)
     key = model.partition(":")[2]
     taught = {key: teachers[key]} if key else {} if model == EGO_ONLY else teachers
+    origin = imported(run.proxy_folder(key) if key in run.config.teachers else run.variant_folder(model))
+    made = _origin(run, config, origin) if origin else [*_data(run, config), *_recipe(run, model, taught)]
     parts = [
         _HEAD,
         *_what(run, model, config, onnx=onnx),
         *_use(config),
-        *_data(run, config),
-        *_recipe(run, model, taught),
+        *made,
         *_metrics(run, model, weights),
-        *(_teachers(taught) if taught else ()),
+        *(_teachers(taught) if taught and not origin else ()),
     ]
     return "\n".join(parts) + "\n"
 
@@ -107,6 +109,21 @@ def _data(run: Run, config: Mapping[str, Any]) -> list[str]:
         "chosen on `test`.",
         "",
         f"Classes: {', '.join(names)}{f' and {more} more' if more else ''}.",
+    ]
+
+
+def _origin(run: Run, config: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+    """Of a network that the run did not train."""
+    names = ", ".join(f"`{_plain(name)}`" for name in config["classes"][:_MOST_CLASSES])
+    return [
+        "",
+        "## Origin",
+        "",
+        "Imported from a checkpoint, not trained by this run: its data, recipe and teachers are those of whoever made "
+        f"it, and so are their licences; nothing of it was verified. SHA-256 of the file: `{content.get('weights')}`.",
+        "",
+        f"The run's table calls its {config['geometry']['num_classes']} classes: {names}"
+        f"{', …' if len(config['classes']) > _MOST_CLASSES else ''}.",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..cache import ClipIndex, FeatureStore
+from ..errors import MissingInputError
 from ..pipeline import files
 from ..pipeline.progress import say
 from ..pipeline.rundir import Run
@@ -12,6 +13,7 @@ from .compute import resolve_device
 from .encoder import WEIGHTS, read_model
 from .export import export_outputs, outputs_complete, outputs_name
 from .fingerprints import training_fingerprint
+from .imported import accept, fingerprint_now, imported
 from .proxy_task import ProxyTask
 from .rows import RunRows, run_rows
 from .supervised import Supervised
@@ -35,15 +37,23 @@ def train_one(run: Run, key: str, flag: StopFlag, overwrite: bool = False) -> No
     """
     folder = run.proxy_folder(key)
     index = open_index(run)
-    store, rows = open_teacher(run, index, key), run_rows(run, index)
+    rows = run_rows(run, index)
+    taken_in = None if overwrite else accept(run, folder, rows)
+    if taken_in is not None:
+        say(taken_in)
     incomplete = folder.done and not has_outputs(run, index, key, rows)
-    fingerprint = proxy_fingerprint(run, key, store, rows)
+    fingerprint = wanted_fingerprint(run, index, key, rows, overwrite=overwrite)
     with ranks.working(folder, fingerprint, overwrite=overwrite, incomplete=incomplete) as needed:
         if not needed:
             say(f"proxy {key}: finished before, nothing to do")
             return
         if not ranks.from_first(lambda: trained(folder.path)):
-            _train(run, key, store, flag)
+            if taken_in is not None:
+                raise MissingInputError(
+                    f"outputs of proxy {key} are not in the cache, and it was imported without a network that could "
+                    f"give them: import them again, or train it with --overwrite"
+                )
+            _train(run, key, open_teacher(run, index, key), flag)
         ranks.from_first(lambda: _export(run, key, index, flag))
     say(f"proxy {key}: done")
 
@@ -73,11 +83,28 @@ def proxy_fingerprint(run: Run, key: str, store: FeatureStore, rows: RunRows) ->
     return training_fingerprint(run, run.config.proxies, inputs, rows)
 
 
+def wanted_fingerprint(
+    run: Run, index: ClipIndex, key: str, rows: RunRows, *, overwrite: bool = False
+) -> dict[str, object]:
+    """What the proxy of a teacher depends on, as its record should say: `proxy_fingerprint`, which needs the teacher's
+    features, or where it was imported (and is not begun anew) what can be said of that."""
+    taken_in = None if overwrite else fingerprint_now(run, run.proxy_folder(key), rows)
+    return taken_in or proxy_fingerprint(run, key, open_teacher(run, index, key), rows)
+
+
 def has_outputs(run: Run, index: ClipIndex, key: str, rows: RunRows) -> bool:
-    """Whether the outputs of a finished proxy are those that the present settings ask for, and all in the cache."""
-    results = run.proxy_folder(key).results
-    name = outputs_name(run, key, results["weights"])
-    return bool(results["outputs"] == name) and outputs_complete(run, index, name, rows.train)
+    """Whether the outputs of a finished proxy are those that the present settings ask for, and all in the cache.
+
+    Imported ones are what they are: no setting of the run asks for others.
+    """
+    folder = run.proxy_folder(key)
+    results = folder.results
+    name = results["outputs"]
+    if not (imported(folder) and results.get("outputs_imported")) and name != outputs_name(
+        run, key, results["weights"]
+    ):
+        return False
+    return outputs_complete(run, index, name, rows.train)
 
 
 def _train(run: Run, key: str, store: FeatureStore, flag: StopFlag) -> None:

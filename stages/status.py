@@ -19,6 +19,7 @@ from ..pipeline.clips import SPLITS
 from ..pipeline.progress import results_console
 from ..pipeline.rundir import Run, TaskFolder
 from .distill import merge_fingerprint, student_fingerprint
+from .imported import fingerprint_now, imported, imported_proxies
 from .lessons import TRAINABLE, lesson_of
 from .methods import needed_proxies
 from .proxy_training import has_outputs, proxy_fingerprint
@@ -41,12 +42,15 @@ def status(run: Run) -> dict[str, Any]:
     stores = {key: find_store(run, index, key) for key in run.config.teachers}
     states = {key: store.status(rows.rows) for key, store in stores.items() if store is not None}
     extraction = {key: _extraction(run, key, stores[key], states.get(key), len(rows.rows)) for key in stores}
+    given = imported_proxies(run)
     proxies = {
-        key: _proxy(run, index, key, stores[key], rows) if entry["state"] != "no input" else {"state": "left out"}
+        key: _proxy(run, index, key, stores[key], rows)
+        if entry["state"] != "no input" or key in given
+        else {"state": "left out"}
         for key, entry in extraction.items()
     }
     train = rows.splits == SPLITS.index("train")
-    able = [key for key, found in states.items() if (found[train] == RowStatus.DONE).any()]
+    able = [key for key in stores if key in given or (key in states and (states[key][train] == RowStatus.DONE).any())]
     return {
         "run": str(run.root.resolve()),
         "cache": run.cache_place,
@@ -104,9 +108,12 @@ def _proxy(run: Run, index: ClipIndex | None, key: str, store: FeatureStore | No
     folder = run.proxy_folder(key)
     if folder.record is None:
         return {"state": "pending"}
-    if index is None or store is None:
+    wanted = fingerprint_now(run, folder, rows)
+    if wanted is None and store is not None:
+        wanted = proxy_fingerprint(run, key, store, rows)
+    if index is None or wanted is None:
         return {"state": "stale", "why": "its teacher's features are gone"}
-    entry = _task(folder, proxy_fingerprint(run, key, store, rows))
+    entry = _task(folder, wanted)
     if entry["state"] == "done" and not has_outputs(run, index, key, rows):
         return {"state": "partial", "why": "its outputs are not all in the cache"}
     return entry
@@ -127,13 +134,19 @@ def _distill(run: Run, able: list[str], proxies: Mapping[str, Mapping[str, Any]]
         except UniegoError as error:  # the teachers' features that it learned from are gone or stale
             return {"state": "stale", "why": f"{error}"}
 
-    entries = {"merge": entry(run.merge_folder, able, lambda: merge_fingerprint(run, able, rows))}
+    merge_given = imported(run.merge_folder) is not None
+    merge_needs = [] if merge_given else able
+    entries = {"merge": entry(run.merge_folder, merge_needs, lambda: merge_fingerprint(run, able, rows))}
     for name in ("student", *run.variants()):
         settings = run.config.distill.as_variant(name)
         if settings is None:
             entries[name] = {"state": "stale", "why": "no such method or start any more"}
             continue
-        needed = needed_proxies(settings, able)
+        taken_in = fingerprint_now(run, run.variant_folder(name), rows)
+        if taken_in is not None:
+            entries[name] = _task(run.variant_folder(name), taken_in)
+            continue
+        needed = needed_proxies(settings, able, merge_given=merge_given)
         if not set(needed) <= set(able):
             entries[name] = {"state": "stale", "why": "its proxies are not done or stale"}
             continue
@@ -152,7 +165,9 @@ def _task(folder: TaskFolder, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return {"state": "stale", "why": f"made under other settings: {', '.join(different[:5])}"}
     if record["state"] == "failed":
         return {"state": "failed", "why": record["message"]}
-    return {"state": "done" if record["state"] == "done" else "partial"}
+    if record["state"] != "done":
+        return {"state": "partial"}
+    return {"state": "done"} | ({"imported": True} if imported(folder) is not None else {})
 
 
 def _evaluations(run: Run) -> dict[str, Any]:
@@ -214,7 +229,7 @@ def _teacher_rows(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for key, entry in stages["extract-teachers"].items():
         counts = [f"{entry[name]} {name}" for name in ("done", "failed", "absent", "pending") if entry[name]]
         state = entry["state"] + (", random" if entry.get("random") else "")
-        rows.append((key, state, ", ".join(counts), stages["train-proxies"][key]["state"]))
+        rows.append((key, state, ", ".join(counts), line_of(stages["train-proxies"][key] | {"why": ""})))
     return rows
 
 
@@ -224,4 +239,5 @@ def line_of(entry: Mapping[str, Any]) -> str:
         stale = "stale: " if entry["state"] == "stale" else ""
         top1, top5, mean = (f"{entry[name]:.1f}" for name in ("top1", "top5", "mean_class_accuracy"))
         return f"{stale}top-1 {top1}, top-5 {top5}, mean class {mean}"
-    return f"{entry['state']} ({entry['why']})" if "why" in entry else str(entry["state"])
+    note = entry.get("why") or ("imported" if entry.get("imported") else "")
+    return f"{entry['state']} ({note})" if note else str(entry["state"])

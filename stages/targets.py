@@ -114,9 +114,12 @@ def stale_settings(run: Run, store: FeatureStore, teacher: str) -> dict[str, tup
     )
 
 
-def pool(run: Run, *, strict: bool, only: Sequence[str] | None = None) -> list[str]:
+def pool(
+    run: Run, *, strict: bool, only: Sequence[str] | None = None, without_features: Sequence[str] = ()
+) -> list[str]:
     """Teachers that can teach: those with a feature for at least one train clip; `only` of the named ones.
 
+    `without_features`: teachers that can teach without any, their proxies being imported.
     One without any is left out with a warning, or refused when `strict` or named. Raises `MissingInputError` for
     features that are not there or not whole yet, `FingerprintMismatch` for those made under other settings (so for
     random ones that the configuration does not name), `ConfigError` for features of random weights without
@@ -126,6 +129,9 @@ def pool(run: Run, *, strict: bool, only: Sequence[str] | None = None) -> list[s
     keys: list[str] = []
     empty: list[str] = []
     for key in only or run.config.teachers:
+        if key in without_features:
+            keys.append(key)
+            continue
         store = open_teacher(run, index, key)
         _refuse_random(run, key, store)
         states = train_status(run, store)

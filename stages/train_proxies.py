@@ -20,6 +20,7 @@ from .clip_gain import offer_clip_store
 from .clip_source import training_reader
 from .compute import prepare
 from .engines.places import places_for
+from .imported import imported, imported_proxies
 from .proxy_options import ProxyOptions
 from .proxy_task import feature_loss
 from .proxy_training import train_one
@@ -50,7 +51,8 @@ def train_proxies(
     named = run.choose(teachers) if teachers else None
     device = prepare(run.config.compute)
     with ranks.joined(run.config.compute):
-        chosen = ranks.first_then_others(lambda: pool(run, strict=strict, only=named))
+        given = [] if overwrite else imported_proxies(run)
+        chosen = ranks.first_then_others(lambda: pool(run, strict=strict, only=named, without_features=given))
         failures = _train_pool(run, chosen, device, options, overwrite)
     if failures:
         raise _together(failures, len(chosen))
@@ -68,7 +70,7 @@ def _train_pool(
         raise UsageError(
             "torchrun's processes train one proxy together: leave --engine and --jobs away, or start without torchrun"
         )
-    warn_of_random(run, chosen)
+    warn_of_random(run, [key for key in chosen if overwrite or imported(run.proxy_folder(key)) is None])
     if run.config.student.init is None:
         warn("student.init is null: proxies start from random weights, which is for trying things out only")
     if overwrite or any(not run.proxy_folder(key).done for key in chosen):

@@ -39,6 +39,7 @@ IN_RUN = {
     "cluster.md",
     "distill.md",
     "evaluation.md",
+    "released.md",
     "slurm.md",
     "stages.md",
 }

@@ -13,7 +13,7 @@ from ...errors import UsageError, WeightsError
 from ...pipeline.poses import Pose
 from .base import Teacher
 from .config import TeacherConfig, View
-from .stored import FeatureFileError, StoredFeatures, open_stored
+from .stored import Entries, FeatureFileError, StoredFeatures, open_stored
 
 ZERO = 1e-6
 """Features that nowhere exceed this are zeros: the released loader leaves such targets out."""
@@ -41,30 +41,18 @@ class PrecomputedTeacher(Teacher):
             raise WeightsError(f"teacher {key!r}: {error}") from error
         zero = config.zero_is_missing
         self._zero_is_missing = self._stored.layout == "npy" if zero is None else zero
-        self._exact = frozenset(self._stored.names)
-        self._named: dict[str, list[str]] = {}  # by the last part of the name
-        for name in self._stored.names:
-            self._named.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+        self._entries = Entries(self._stored, f"teacher {key!r}")
         self._first, rows, dim = _first_shape(key, self._stored, config)
         super().__init__(key, view, config, nn.Identity(), dim, self._stored.identity(), rows=rows)
 
     def find(self, clip_id: str, stem: str | None) -> str | None:
-        """The entry of a clip: by its id, then by its video's stem; None when there is neither.
+        """The entry of a clip, None where there is none; see `Entries.find`."""
+        return self._entries.find(clip_id, stem)
 
-        Raises `UsageError` naming both when two entries in different folders are called so.
-        """
-        if clip_id in self._exact:
-            return clip_id
-        for wanted in (clip_id, stem):
-            found = self._named.get(wanted, []) if wanted is not None else []
-            if len(found) > 1:
-                raise UsageError(
-                    f"teacher {self.key!r}: {found[0]} and {found[1]} in {self._stored.path} could both be the feature "
-                    f"of clip {clip_id!r}; name it by the clip's id, or point weights at one folder"
-                )
-            if found:
-                return found[0]
-        return None
+    @property
+    def entries(self) -> int:
+        """How many there are."""
+        return len(self._stored.names)
 
     def read(self, clip_id: str, stem: str | None) -> Tensor:
         """The stored feature of a clip, float32 [rows, dim].

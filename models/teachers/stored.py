@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from ...errors import UniegoError, WeightsError
+from ...errors import UniegoError, UsageError, WeightsError
 from .facts import TEACHERS
 
 Layout = Literal["npy", "hdf5", "zarr"]
@@ -71,6 +71,36 @@ class StoredFeatures(ABC):
             except FeatureFileError:
                 digest.update(b"unreadable")
         return digest.hexdigest()
+
+
+class Entries:
+    """Which entry is a clip's. `title` names whose entries they are, in messages."""
+
+    def __init__(self, stored: StoredFeatures, title: str) -> None:
+        self._path, self._title = stored.path, title
+        self._exact = frozenset(stored.names)
+        self._named: dict[str, list[str]] = {}  # by the last part of the name
+        for name in stored.names:
+            self._named.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+
+    def find(self, clip_id: str, stem: str | None) -> str | None:
+        """The entry of a clip: by its id, then by its video's stem, then by what that has before its first dot.
+
+        The released code cuts names at the first dot in one place and at the last in another. None when there is no
+        such entry. Raises `UsageError` naming both when two entries in different folders are called so.
+        """
+        if clip_id in self._exact:
+            return clip_id
+        for wanted in (clip_id, stem, None if stem is None else stem.partition(".")[0]):
+            found = self._named.get(wanted, []) if wanted else []
+            if len(found) > 1:
+                raise UsageError(
+                    f"{self._title}: {found[0]} and {found[1]} in {self._path} could both be the feature "
+                    f"of clip {clip_id!r}; name it by the clip's id, or point weights at one folder"
+                )
+            if found:
+                return found[0]
+        return None
 
 
 class NpyFolder(StoredFeatures):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from uniego.models import TimeSformer
 from uniego.pipeline.clips import Clip
-from uniego.pipeline.config import CheckpointConfig, ComputeConfig, SPDConfig, TrainConfig
+from uniego.pipeline.config import CheckpointConfig, SPDConfig, TrainConfig
 from uniego.pipeline.signals import StopFlag
 from uniego.stages.batches import Batch, ClipFailure
 from uniego.stages.loop import Loop, Plan
