@@ -27,6 +27,7 @@ from . import (
     cli_extract,
     cli_pose,
     cli_proxies,
+    cli_report,
     cli_submit,
     cli_teachers,
     cli_verify,
@@ -292,6 +293,7 @@ def status(
         print_status(report)
 
 
+app.command("report")(cli_report.report)
 app.command("verify")(cli_verify.verify)
 app.command("submit", context_settings={"allow_extra_args": True})(cli_submit.submit)
 
