@@ -72,11 +72,7 @@ def conflicts(run: Run) -> Section | Absent:
     curves = {name: curve for name, curve in curves.items() if curve}
     parts = []
     if curves:
-        parts.append(
-            lines(
-                "Share of pairs that point apart", curves, "step", "negative cosines", zero=True, top=1.0, shares=True
-            )
-        )
+        parts.append(lines("Share of cosines that are negative", curves, "step", zero=True, top=1.0, shares=True))
     parts += [_pairs(name, student) for name, student in students.items()]
     absent = [name for name, student in students.items() if student["share"] is None]
     note = f"Gradients on {report['clips']} train clips, in global batches of {report['global_batch']}."

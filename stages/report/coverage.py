@@ -41,18 +41,20 @@ def _bar(cell: Cell) -> Bar:
 def quarantined(run: Run) -> Section:
     """Failed clips with their reasons, as many as a page can hold; the counts are of all."""
     reasons: Counter[tuple[str, str]] = Counter()
-    rows = []
+    teachers: dict[tuple[str, ...], list[str]] = {}
     for clip in failed_clips(run):
         reasons[clip.teacher, clip.reason] += 1
-        if len(rows) < SHOWN:
-            rows.append((clip.clip_id, clip.split, clip.teacher, clip.reason, clip.message))
+        row = (clip.clip_id, clip.split, clip.reason, clip.message)
+        if row in teachers or len(teachers) < SHOWN:
+            teachers.setdefault(row, []).append(clip.teacher)
+    rows = [(*row[:2], ", ".join(keys), *row[2:]) for row, keys in sorted(teachers.items())]
     if not rows:
         return Section(FAILED_ID, FAILED_TITLE, Markup("<p>None: no clip that was tried has failed.</p>"))
     total = sum(reasons.values())
-    head = ("clip", "split", "teacher", "reason", "message")
+    head = ("clip", "split", "teachers", "reason", "message")
     body = table(_counts(reasons)) + table(Table("", head, rows, filter="Filter clips", sort=True, scroll=True))
-    note = f"{total} features of clips could not be made; the stages go on without them."
-    if total > len(rows):
+    note = f"{total} features could not be made; the stages go on without them."
+    if total > sum(map(len, teachers.values())):
         note += f" The first {len(rows)} are shown: `{run.command('cache coverage --failed')}` lists all."
     return Section(FAILED_ID, FAILED_TITLE, body, note)
 

@@ -28,11 +28,8 @@ def merge_weights(run: Run) -> Section | Absent:
         return Absent(MERGE, MERGE_TITLE, f"the proxies are not merged yet: run `{run.command('distill')}`")
     results = folder.results
     proxies, alphas = list(results["proxies"]), results["alpha"]
-    parts = (
-        [lines(MERGE_TITLE + " over the training", curves, "step", "share", shares=True)]
-        if (curves := _alpha_curves(run, proxies))
-        else []
-    )
+    curves = _alpha_curves(run, proxies)
+    parts = [lines("Over the training, share of all parameters", curves, "step", shares=True)] if curves else []
     groups = list(alphas)[:_GROUPS]
     highest = max((max(alphas[group]) for group in groups), default=1.0) or 1.0
     cells = [
@@ -68,22 +65,17 @@ def who_taught_whom(run: Run) -> Section | Absent:
     shares = {key: [(float(e.epoch), float(e.shares[r])) for e in epochs] for r, key in enumerate(proxies)}
     untaught = {"no valid proxy": [(float(e.epoch), e.untaught_share) for e in epochs]}
     plots = (
-        lines("Share of the lessons, by proxy", shares, "epoch", "share of all lessons", shares=True, zero=True),
-        lines("Clips that nobody taught", untaught, "epoch", "share of the clips", shares=True, zero=True, top=1.0),
+        lines("Lessons by proxy, share of the epoch's", shares, "epoch", shares=True, zero=True),
+        lines("Clips without a valid proxy, share of all", untaught, "epoch", shares=True, zero=True, top=1.0),
     )
-    body = Markup('<div class="plots">{}{}</div>').format(*plots) + table(
-        _proxies(epochs, class_names(run, _C(epochs)))
-    )
-    body += _by_class(epochs, class_names(run, _C(epochs)))
+    names = class_names(run, len(epochs[-1].clips))
+    body = Markup('<div class="plots">{}{}</div>').format(*plots)
+    body += table(_proxies(epochs, names)) + _by_class(epochs, names)
     note = (
         "A lesson: a clip in an epoch on which a proxy was among the chosen ones, right, and surer than the student. "
         "Agreement: share of the train clips with its output on which the proxy is right."
     )
     return Section(TAUGHT, TAUGHT_TITLE, body, note)
-
-
-def _C(epochs: Sequence[EpochTeaching]) -> int:
-    return len(epochs[-1].clips)
 
 
 def _proxies(epochs: Sequence[EpochTeaching], names: Sequence[str]) -> Table:
@@ -138,6 +130,6 @@ def _by_class(epochs: Sequence[EpochTeaching], names: Sequence[str]) -> Markup:
         cells,
         "class",
         sort=True,
-        filter="Filter classes",
+        search="Filter classes",
         words={"low": "0 %", "high": "100 %", "gap": "no lesson"},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,15 +24,17 @@ _NAMES = {
     "segmentation": {"mof": "MoF", "edit": "Edit", "f1@10": "F1@10", "f1@25": "F1@25", "f1@50": "F1@50"},
     "probe": _ACCURACY,
 }
+_KINDS = {"linear": "linear probe", "knn": "k-NN"}
+_RELEVANT = {"class": "clips of the class", "partner": "the clip's own other view"}
 _SIZE = {"recognition": "clips", "retrieval": "queries", "segmentation": "videos", "probe": "clips"}
 
 
 class Measured(NamedTuple):
-    """One row of numbers: of which model, in which task, what kind of it ("" where there is one), results, protocol."""
+    """A row of numbers. `kind`: of several kinds in a task, "" where there is one; `of`: what is searched in, or ""."""
 
     model: str
-    task: str
     kind: str
+    of: str
     results: Mapping[str, Any]
     protocol: Mapping[str, Any]
 
@@ -50,26 +51,24 @@ def evaluations(run: Run) -> dict[str, Mapping[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (ranked.get(item[0], len(order)), item[0])))
 
 
-def rows_of(model: str, task: str, results: Mapping[str, Any]) -> Iterator[Measured]:
-    """The rows that a task gives for a model."""
+def rows_of(model: str, results: Mapping[str, Any]) -> Iterator[Measured]:
+    """The rows that a task's results give for a model."""
     if "protocol" in results:
-        yield Measured(model, task, "", results, results["protocol"])
+        yield Measured(model, "", "", results, results["protocol"])
         return
     for name, entry in results.items():
-        if name == "absent":
-            continue
         if name == "ego_to_exo":
             for key, across in entry.items():
-                for kind in ("class", "partner"):
+                for kind, words in _RELEVANT.items():
                     if kind in across:
                         protocol = {**across["protocol"], "relevant": across[kind]["relevant"]}
-                        yield Measured(model, task, f"ego → exo, {key}, {kind}", across[kind], protocol)
-        else:
-            yield Measured(model, task, name.replace("_to_", " → "), entry, entry["protocol"])
+                        yield Measured(model, f"ego → exo, {words}", key, across[kind], protocol)
+        elif name != "absent":
+            yield Measured(model, _KINDS.get(name, name.replace("_to_", " → ")), "", entry, entry["protocol"])
 
 
 def metrics(run: Run) -> Section | Absent:
-    """Per task the models that were measured under one protocol, and that protocol beside them."""
+    """Per task and kind a row per model, and beside them the protocol; where models differ in it, in their rows."""
     found = evaluations(run)
     if not found:
         return Absent(ID, TITLE, f"nothing was evaluated yet: run `{run.command('evaluate')}`")
@@ -79,11 +78,9 @@ def metrics(run: Run) -> Section | Absent:
             row
             for model, results in found.items()
             if task in results.get("tasks", {})
-            for row in rows_of(model, task, results["tasks"][task])
+            for row in rows_of(model, results["tasks"][task])
         ]
-        blocks = [
-            {"table": table(_table(task, same)), "protocol": _words(protocol)} for protocol, same in _grouped(rows)
-        ]
+        blocks = [_block(task, same) for same in _alike(rows)]
         tasks.append({"name": task, "blocks": blocks, "absent": "" if blocks else _absent(run, task, found)})
     note = "Percent, on the test split. In brackets the 95 % bootstrap interval, where there is one."
     late = " ".join(words for model in found if (words := _late(run, model)))
@@ -101,27 +98,39 @@ def _absent(run: Run, task: str, found: Mapping[str, Mapping[str, Any]]) -> str:
     return f"left out: {why}" if why else f"not measured: run `{command}`"
 
 
-def _grouped(rows: Sequence[Measured]) -> list[tuple[Mapping[str, Any], list[Measured]]]:
-    """Rows of equal protocols together, in the order of their first."""
-    groups: dict[str, tuple[Mapping[str, Any], list[Measured]]] = {}
+def _alike(rows: Sequence[Measured]) -> list[list[Measured]]:
+    """Rows of one kind whose protocols have the same fields together, in the order of their first."""
+    groups: dict[Any, list[Measured]] = {}
     for row in rows:
-        groups.setdefault(json.dumps(row.protocol, sort_keys=True), (row.protocol, []))[1].append(row)
+        groups.setdefault((row.kind, tuple(sorted(row.protocol))), []).append(row)
     return list(groups.values())
 
 
-def _table(task: str, rows: Sequence[Measured]) -> Table:
-    kinds = {row.kind for row in rows}
-    caption = f"{task}: {', '.join(sorted(kinds))}" if kinds != {""} else task
+def _block(task: str, rows: Sequence[Measured]) -> dict[str, Any]:
+    """Values for the template: a table, and what the protocols of its rows have in common."""
+    first = rows[0].protocol
+    common = {name: value for name, value in first.items() if all(row.protocol[name] == value for row in rows)}
+    own = [{name: value for name, value in row.protocol.items() if name not in common} for row in rows]
+    searched = any(row.of for row in rows)
     body: list[tuple[Cell, ...]] = [
         (
             row.model,
+            *((row.of,) if searched else ()),
             *(score(row.results, name) for name in _NAMES[task]),
             number(row.results.get(_SIZE[task]), 0),
             _failed(row.results),
+            *((_sentence(words),) if any(own) else ()),
         )
-        for row in rows
+        for row, words in zip(rows, own, strict=True)
     ]
-    return Table(caption, ("model", *_NAMES[task].values(), _SIZE[task], "failed"), body)
+    head = ("model", *(("gallery",) if searched else ()), *_NAMES[task].values(), _SIZE[task], "failed")
+    content = Table(rows[0].kind, (*head, *(("its protocol",) if any(own) else ())), body)
+    return {"table": table(content), "protocol": _words(common)}
+
+
+def _sentence(protocol: Mapping[str, Any]) -> Markup:
+    words = (Markup("{}: {}").format(name, text) for name, text in _words(protocol).items())
+    return Markup("<small>{}</small>").format(Markup("; ").join(words))
 
 
 def _failed(results: Mapping[str, Any]) -> Number:
@@ -138,11 +147,13 @@ def score(results: Mapping[str, Any], name: str) -> Number:
 
 def _words(protocol: Mapping[str, Any]) -> dict[str, str]:
     """A protocol for people."""
-    return {
-        name.replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"
-        for name, value in protocol.items()
-        if value not in ([], "")
-    }
+    return {name.replace("_", " "): _text(value) for name, value in protocol.items() if value not in ([], "")}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"
 
 
 def methods(run: Run) -> Section | Absent:

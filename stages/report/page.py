@@ -6,29 +6,37 @@ import base64
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from ... import __version__
-from ...errors import Stopped
+from ...errors import Stopped, UniegoError
 from ...pipeline import files
 from ...pipeline.progress import Meter, warn
 from ...pipeline.rundir import Run
 from . import analyses, classes, coverage, gallery, lessons, measured, overview, samples, strips, trainings
 from .pictures import PICTURES, Budget, render
 from .section import Absent, Section
+from .tables import Number
 
 PAGE = "report.html"
 LIMIT = 5_000_000
 """Bytes that the page stays under."""
 _FRAME = 120_000  # of them for what holds the sections together
-_HEADLINES = 4  # numbers under the title
 
-Part = Callable[[Run], "Section | Absent"]
+Make = Callable[[Run], "Section | Absent"]
+
+
+class Part(NamedTuple):
+    """A section to be made: its anchor and title, where it cannot be, and who makes it."""
+
+    id: str
+    title: str
+    make: Make
 
 
 @dataclass(frozen=True)
@@ -40,47 +48,31 @@ class Group:
     sections: tuple[Section | Absent, ...]
 
 
-_NUMBERS: tuple[tuple[str, str, tuple[tuple[str, str, Part], ...]], ...] = (
-    (
-        "run",
-        "Run",
-        (
-            (overview.STAGES_ID, overview.STAGES_TITLE, overview.stages),
-            (coverage.ID, coverage.TITLE, coverage.cache_coverage),
-            (coverage.FAILED_ID, coverage.FAILED_TITLE, coverage.quarantined),
-            (overview.MADE_ID, overview.MADE_TITLE, overview.made_with),
-            (overview.CONFIG_ID, overview.CONFIG_TITLE, overview.configuration),
-        ),
+_NUMBERS: dict[str, tuple[Part, ...]] = {
+    "Run": (
+        Part(overview.STAGES_ID, overview.STAGES_TITLE, overview.stages),
+        Part(coverage.ID, coverage.TITLE, coverage.cache_coverage),
+        Part(coverage.FAILED_ID, coverage.FAILED_TITLE, coverage.quarantined),
+        Part(overview.MADE_ID, overview.MADE_TITLE, overview.made_with),
+        Part(overview.CONFIG_ID, overview.CONFIG_TITLE, overview.configuration),
     ),
-    (
-        "training",
-        "Training",
-        (
-            (trainings.CURVES, trainings.CURVES_TITLE, trainings.training_curves),
-            (lessons.MERGE, lessons.MERGE_TITLE, lessons.merge_weights),
-            (lessons.TAUGHT, lessons.TAUGHT_TITLE, lessons.who_taught_whom),
-        ),
+    "Training": (
+        Part(trainings.CURVES, trainings.CURVES_TITLE, trainings.training_curves),
+        Part(lessons.MERGE, lessons.MERGE_TITLE, lessons.merge_weights),
+        Part(lessons.TAUGHT, lessons.TAUGHT_TITLE, lessons.who_taught_whom),
     ),
-    (
-        "results",
-        "Results",
-        (
-            (measured.ID, measured.TITLE, measured.metrics),
-            (measured.METHODS, measured.METHODS_TITLE, measured.methods),
-            (analyses.ABLATIONS, analyses.ABLATIONS_TITLE, analyses.ablations),
-            (classes.TABLE_ID, classes.TABLE_TITLE, classes.per_class),
-            (classes.ID, classes.TITLE, classes.confusion),
-        ),
+    "Results": (
+        Part(measured.ID, measured.TITLE, measured.metrics),
+        Part(measured.METHODS, measured.METHODS_TITLE, measured.methods),
+        Part(analyses.ABLATIONS, analyses.ABLATIONS_TITLE, analyses.ablations),
+        Part(classes.TABLE_ID, classes.TABLE_TITLE, classes.per_class),
+        Part(classes.ID, classes.TITLE, classes.confusion),
     ),
-    (
-        "analyses",
-        "Analyses",
-        (
-            (analyses.CKA, analyses.CKA_TITLE, analyses.likeness),
-            (analyses.CONFLICTS, analyses.CONFLICTS_TITLE, analyses.conflicts),
-        ),
+    "Analyses": (
+        Part(analyses.CKA, analyses.CKA_TITLE, analyses.likeness),
+        Part(analyses.CONFLICTS, analyses.CONFLICTS_TITLE, analyses.conflicts),
     ),
-)
+}
 _PICTURES = (
     (strips.ID, strips.TITLE, strips.segmentation_strips),
     (gallery.ID, gallery.TITLE, gallery.retrieval_gallery),
@@ -99,42 +91,35 @@ def write_report(run: Run, out: Path | None = None) -> Path:
 
 
 def report(run: Run) -> str:
-    """The page."""
-    groups = []
-    with Meter("report", sum(len(parts) for _, _, parts in _NUMBERS) + len(_PICTURES)) as meter:
-        for group, title, parts in _NUMBERS:
-            groups.append(Group(group, title, _made(run, parts, meter)))
-        said = sum(len(section.body.encode()) for group in groups for section in group.sections if _there(section))
+    """The page. Pictures get what room the numbers leave."""
+    with Meter("report", sum(map(len, _NUMBERS.values())) + len(_PICTURES)) as meter:
+        groups = [_group(run, title, parts, meter) for title, parts in _NUMBERS.items()]
+        said = sum(len(part.body.encode()) for group in groups for part in group.sections if isinstance(part, Section))
         budget = Budget(max(0, min(PICTURES, LIMIT - _FRAME - said)))
-        shown = tuple((id, title, lambda run, make=make: make(run, budget)) for id, title, make in _PICTURES)
-        groups.append(Group("pictures", "Pictures", _made(run, shown, meter)))
+        parts = [Part(anchor, title, partial(make, budget=budget)) for anchor, title, make in _PICTURES]
+        groups.append(_group(run, "Pictures", parts, meter))
     return str(_page(run, groups))
 
 
-def _there(section: Section | Absent) -> bool:
-    return isinstance(section, Section)
-
-
-def _made(run: Run, parts: Sequence[tuple[str, str, Any]], meter: Meter) -> tuple[Section | Absent, ...]:
+def _group(run: Run, title: str, parts: Sequence[Part], meter: Meter) -> Group:
     made = []
-    for id, title, make in parts:
-        made.append(_guarded(run, id, title, make))
+    for part in parts:
+        made.append(_made(run, part))
         meter.advance(1)
-    return tuple(made)
+    return Group(title.lower(), title, tuple(made))
 
 
-def _guarded(run: Run, id: str, title: str, make: Part) -> Section | Absent:
+def _made(run: Run, part: Part) -> Section | Absent:
     """A section, or why it cannot be made: what lies on the disk may be damaged in any way."""
     try:
-        return make(run)
+        return part.make(run)
     except Stopped:
         raise
     except Exception as error:
-        reason = f"{error}" or type(error).__name__
-        if not isinstance(error, OSError | UserWarning) and type(error).__module__ == "builtins":
-            reason = f"{type(error).__name__}: {reason}"
-        warn(f"report: {title} is left out: {reason}")
-        return Absent(id, title, f"it cannot be read: {reason}")
+        told = isinstance(error, UniegoError | OSError)  # of others the message alone says too little
+        reason = f"{error}" if told else f"{type(error).__name__}: {error}"
+        warn(f"report: {part.title} is left out: {reason}")
+        return Absent(part.id, part.title, f"it cannot be read: {reason}")
 
 
 def _page(run: Run, groups: Sequence[Group]) -> Markup:
@@ -147,7 +132,7 @@ def _page(run: Run, groups: Sequence[Group]) -> Markup:
         preset=run.config.preset,
         seed=run.config.seed,
         version=__version__,
-        groups=[{"id": g.id, "title": g.title, "sections": g.sections, "there": _count(g)} for g in groups],
+        groups=groups,
         headlines=_headlines(run),
         script=Markup(script),
         digest=digest,
@@ -155,28 +140,19 @@ def _page(run: Run, groups: Sequence[Group]) -> Markup:
     )
 
 
-def _count(group: Group) -> int:
-    return sum(map(_there, group.sections))
-
-
-def _headlines(run: Run) -> list[tuple[str, str, str]]:
-    """The numbers that a reader wants first: (what, number, interval); none of what is not known."""
+def _headlines(run: Run) -> list[tuple[str, Number]]:
+    """The student's numbers that a reader wants first, those that are known."""
     try:
         tasks = measured.evaluations(run)["student"]["tasks"]
-        found = []
-        for what, task, kind, metric in (
-            ("top-1", "recognition", None, "top1"),
-            ("retrieval mAP", "retrieval", "ego_to_ego", "map"),
-            ("frames right (MoF)", "segmentation", None, "mof"),
-            ("linear probe", "probe", "linear", "top1"),
-        ):
-            results = tasks.get(task, {}) if kind is None else tasks.get(task, {}).get(kind, {})
-            if results.get(metric) is not None:
-                number = measured.score(results, metric)
-                found.append((what, number.text, number.beside))
+        places = (
+            ("top-1", tasks.get("recognition", {}), "top1"),
+            ("retrieval mAP", tasks.get("retrieval", {}).get("ego_to_ego", {}), "map"),
+            ("frames right (MoF)", tasks.get("segmentation", {}), "mof"),
+            ("linear probe", tasks.get("probe", {}).get("linear", {}), "top1"),
+        )
+        return [(what, measured.score(entry, name)) for what, entry, name in places if entry.get(name) is not None]
     except (KeyError, TypeError, ValueError, AttributeError, OSError):  # the section of metrics says what is wrong
         return []
-    return found[:_HEADLINES]
 
 
 @cache

@@ -41,7 +41,6 @@ def lines(
     title: str,
     series: Mapping[str, Sequence[Point]],
     x_label: str,
-    y_label: str,
     *,
     zero: bool = False,
     top: float | None = None,
@@ -56,7 +55,7 @@ def lines(
     if not points:
         raise ValueError(f"nothing to draw: {title}")
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    left, right = _span(min(xs), max(xs))
+    left, right = 0.0, max(xs) or 1.0  # steps and epochs count from 0
     marks = _ticks(0.0 if zero else min(ys), max(ys) if top is None else top)
     low, high = marks[0], marks[-1]
 
@@ -86,7 +85,6 @@ def lines(
         x_ticks=[Tick(across(x), f"{x:g}") for x in _x_ticks(left, right)],
         y_ticks=[Tick(up(y), shown(y)) for y in marks],
         x_label=x_label,
-        y_label=y_label,
         box=(_WIDTH, _HEIGHT, _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM),
         told=_told(found, shown),
     )
@@ -106,10 +104,6 @@ def _thinned(curve: Sequence[Point]) -> list[Point]:
     size = len(curve) / _MOST
     parts = [curve[int(i * size) : int((i + 1) * size)] for i in range(_MOST)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
-
-
-def _span(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 1, high + 1)
 
 
 def _step(width: float, parts: int) -> float:
@@ -134,7 +128,7 @@ def _x_ticks(left: float, right: float) -> list[float]:
     return [step * i for i in range(first, last + 1)] or [left]
 
 
-def intervals(title: str, rows: Mapping[str, tuple[float, tuple[float, float] | None]], unit: str) -> Markup:
+def intervals(title: str, rows: Mapping[str, tuple[float, tuple[float, float] | None]]) -> Markup:
     """A dot per row with its interval as a line, on a common axis: {name: (value, (low, high) or None)}."""
     ends = [end for value, interval in rows.values() for end in (value, *(interval or ()))]
     marks = _ticks(min(ends), max(ends))
@@ -149,4 +143,4 @@ def intervals(title: str, rows: Mapping[str, tuple[float, tuple[float, float] | 
         bounds = (across(interval[0]), across(interval[1])) if interval else None
         drawn.append((name, across(value), bounds, words, f"{value:.1f}"))
     ticks = [Tick(across(mark), f"{mark:g}") for mark in marks]
-    return render("intervals.html", title=title, rows=drawn, ticks=ticks, unit=unit)
+    return render("intervals.html", title=title, rows=drawn, ticks=ticks)

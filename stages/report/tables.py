@@ -95,7 +95,7 @@ def heat(
     corner: str = "",
     *,
     sort: bool = False,
-    filter: str = "",
+    search: str = "",
     words: Mapping[str, str] | None = None,
 ) -> Markup:
     """A matrix of coloured cells, every number written in its cell; `words`: what the ends of the scale mean."""
@@ -106,6 +106,6 @@ def heat(
         columns=columns,
         corner=corner,
         sort=sort,
-        filter=filter,
+        search=search,
         words=words or {},
     )

@@ -75,21 +75,21 @@ def training_curves(run: Run) -> Section | Absent:
     proxies = {t.name.removeprefix("proxy "): t for t in found if t.name.startswith("proxy ")}
     others = [t for t in found if not t.name.startswith("proxy ")]
     parts = [
-        lines(f"Proxies: {words}", curves, "step", words)
+        lines(f"Proxies: {words}", curves, "step")
         for term, words in TERMS.items()
-        if any(curves := {key: t.curve(term) for key, t in proxies.items() if t.curve(term)})
+        if (curves := {key: t.curve(term) for key, t in proxies.items() if t.curve(term)})
     ]
     for training in others:
         curves = {words: curve for term, words in TERMS.items() if (curve := training.curve(term))}
         if curves:
-            parts.append(lines(training.name.capitalize(), curves, "step", "", zero=True))
-    body = Markup('<div class="plots">{}</div>').format(Markup().join(parts)) + table(_speeds(run, found))
+            parts.append(lines(f"{training.name}: the loss and its terms", curves, "step", zero=True))
+    body = Markup('<div class="plots">{}</div>').format(Markup().join(parts)) + table(_speeds(found))
     torn = sum(training.torn for training in found)
     note = "Each point is a step, or the mean of several where there are many."
     return Section(CURVES, CURVES_TITLE, body, note + (f" {torn} torn lines of the logs are left out." if torn else ""))
 
 
-def _speeds(run: Run, found: list[Training]) -> Table:
+def _speeds(found: list[Training]) -> Table:
     rows = []
     for training in found:
         rates = sorted(float(step["clips_per_s"]) for step in training.steps if step.get("clips_per_s"))

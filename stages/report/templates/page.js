@@ -34,7 +34,7 @@
   });
   system.addEventListener("change", told);
   told();
-  document.querySelector("nav.tabs").append(theme);
+  document.querySelector("header.top").append(theme);
 
   // Tabs, out of links to the parts.
   const list = document.querySelector("nav.tabs ul");
