@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from ...pipeline.progress import count
 from ...pipeline.rundir import Run
 from ..evaluation.recognition import class_names
 from ..teaching import EpochTeaching, read_teaching
@@ -41,7 +42,7 @@ def merge_weights(run: Run) -> Section | Absent:
     ]
     scale = {"low": "0 %", "high": f"{100 * highest:.0f} %"}
     parts.append(heat("Weights in the end, percent", groups, proxies, cells, "level", words=scale))
-    note = f"The student begins as this combination of the proxies ({len(alphas)} groups of parameters)."
+    note = f"The student begins as this combination of the proxies ({count(len(alphas), 'group')} of parameters)."
     if len(groups) < len(alphas):
         note += f" The first {len(groups)} are shown."
     return Section(MERGE, MERGE_TITLE, Markup().join(parts), note)

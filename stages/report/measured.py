@@ -103,7 +103,7 @@ def _alike(rows: Sequence[Measured]) -> list[list[Measured]]:
     groups: dict[Any, list[Measured]] = {}
     for row in rows:
         groups.setdefault((row.kind, tuple(sorted(row.protocol))), []).append(row)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda same: [row.kind for row in rows].index(same[0].kind))
 
 
 def _block(task: str, rows: Sequence[Measured]) -> dict[str, Any]:
@@ -111,6 +111,7 @@ def _block(task: str, rows: Sequence[Measured]) -> dict[str, Any]:
     first = rows[0].protocol
     common = {name: value for name, value in first.items() if all(row.protocol[name] == value for row in rows)}
     own = [{name: value for name, value in row.protocol.items() if name not in common} for row in rows]
+    failures = any("failed" in row.results for row in rows)
     searched = any(row.of for row in rows)
     body: list[tuple[Cell, ...]] = [
         (
@@ -118,14 +119,20 @@ def _block(task: str, rows: Sequence[Measured]) -> dict[str, Any]:
             *((row.of,) if searched else ()),
             *(score(row.results, name) for name in _NAMES[task]),
             number(row.results.get(_SIZE[task]), 0),
-            _failed(row.results),
+            *((_failed(row.results),) if failures else ()),
             *((_sentence(words),) if any(own) else ()),
         )
         for row, words in zip(rows, own, strict=True)
     ]
-    head = ("model", *(("gallery",) if searched else ()), *_NAMES[task].values(), _SIZE[task], "failed")
+    head = (
+        "model",
+        *(("gallery",) if searched else ()),
+        *_NAMES[task].values(),
+        _SIZE[task],
+        *(("failed",) if failures else ()),
+    )
     content = Table(rows[0].kind, (*head, *(("its protocol",) if any(own) else ())), body)
-    return {"table": table(content), "protocol": _words(common)}
+    return {"table": table(content), "protocol": _words(common), "below": any(own)}
 
 
 def _sentence(protocol: Mapping[str, Any]) -> Markup:
@@ -175,7 +182,7 @@ def methods(run: Run) -> Section | Absent:
         name: (float(entry["top1"]), tuple(entry["interval"]["top1"]) if "interval" in entry else None)
         for name, entry in accuracies.items()
     }
-    drawn = intervals("Top-1 on the test split, percent, with its 95 % interval", dots, "top-1") if dots else Markup()  # type: ignore[arg-type]
+    drawn = intervals("Top-1 on the test split, percent, with its 95 % interval", dots) if dots else Markup()  # type: ignore[arg-type]
     rows = [_method(name, results) for name, results in found.items()]
     head = ("method", "top-1", "mean class", "retrieval mAP", "MoF", "F1@50", "linear probe", "k-NN")
     note = "One seed each, so that a difference says little about methods: `uniego ablate` compares over seeds."
