@@ -28,6 +28,7 @@ from . import (
     cli_pose,
     cli_proxies,
     cli_release,
+    cli_report,
     cli_submit,
     cli_teachers,
     cli_verify,
@@ -295,6 +296,7 @@ def status(
         print_status(report)
 
 
+app.command("report")(cli_report.report)
 app.command("verify")(cli_verify.verify)
 app.command("submit", context_settings={"allow_extra_args": True})(cli_submit.submit)
 

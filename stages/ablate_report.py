@@ -102,39 +102,41 @@ def _write(folder: Path, grid: Grid, rows: Sequence[dict[str, Any]]) -> list[dic
 
 def markdown(grid: Grid, summary: Sequence[dict[str, Any]]) -> str:
     """The table in Markdown."""
-    head, *lines = _cells(grid, summary)
+    head, *lines = table_cells(grid, summary)
     body = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
-    return "\n".join([f"# {_title(grid)}", "", *body, "", *_notes(grid), ""])
+    return "\n".join([f"# {title(grid)}", "", *body, "", *notes(grid), ""])
 
 
 def print_table(grid: Grid, summary: Sequence[dict[str, Any]]) -> None:
     """The table on standard output."""
-    head, *lines = _cells(grid, summary)
-    table = Table(title=_title(grid))
+    head, *lines = table_cells(grid, summary)
+    table = Table(title=title(grid))
     for name in head:
         table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(*line)
     console = results_console()
     console.print(table)
-    for note in _notes(grid):
+    for note in notes(grid):
         console.print(note, markup=False)
 
 
-def _title(grid: Grid) -> str:
+def title(grid: Grid) -> str:
+    """What the table shows."""
     return f"{grid.name}: {grid.metric} on test, percent"
 
 
-def _notes(grid: Grid) -> list[str]:
-    notes = ["sd: over seeds, n - 1."]
+def notes(grid: Grid) -> list[str]:
+    """How its numbers came about."""
+    told = ["sd: over seeds, n - 1."]
     if grid.baseline is not None:
-        notes.append(f"difference: mean over the seeds that both have, against {grid.baseline}. {_NOTE}.")
+        told.append(f"difference: mean over the seeds that both have, against {grid.baseline}. {_NOTE}.")
         if len(grid.seeds) > EXACT:
-            notes.append(f"Above {EXACT} pairs p is estimated from {FLIPS} random flips.")
-    return notes
+            told.append(f"Above {EXACT} pairs p is estimated from {FLIPS} random flips.")
+    return told
 
 
-def _cells(grid: Grid, summary: Sequence[dict[str, Any]]) -> list[list[str]]:
+def table_cells(grid: Grid, summary: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Head and lines of the table as text."""
     compared, holes = grid.baseline is not None, any(entry[state] for entry in summary for state in HOLES)
     lines = [["arm", "n", "mean", "sd", *(["difference", "p"] if compared else [])]]
