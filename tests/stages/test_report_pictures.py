@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from uniego.demo.dataset import write_dataset
-from uniego.demo.preset import demo_config
 from uniego.pipeline import segmentation as layouts
 from uniego.pipeline.clips import Clip
 from uniego.pipeline.poses import Pose
@@ -25,9 +23,6 @@ from uniego.pipeline.presets import preset
 from uniego.pipeline.rundir import Run
 from uniego.pipeline.video import open_video, segment
 from uniego.stages import report
-from uniego.stages.distill import distill
-from uniego.stages.evaluate import evaluate
-from uniego.stages.extract_teachers import extract_teachers
 from uniego.stages.report.answers import network_answers, proxies_on_train
 from uniego.stages.report.choice import hits_and_misses, spread
 from uniego.stages.report.gallery import retrieval_gallery
@@ -36,11 +31,6 @@ from uniego.stages.report.samples import sample_clips
 from uniego.stages.report.section import Absent, Section
 from uniego.stages.report.skeletons import skeleton_svg
 from uniego.stages.report.strips import segmentation_strips
-from uniego.stages.train_proxies import train_proxies
-
-PAIRS = {"push": "slide", "pull": "slide", "pick up": "lift", "put down": "lift"} | {
-    "screw": "turn", "unscrew": "turn", "tilt up": "tilt", "tilt down": "tilt",
-}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -71,48 +61,6 @@ def section(made: Section | Absent) -> Page:
 def absent(made: Section | Absent) -> str:
     assert isinstance(made, Absent)
     return made.reason
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The smallest demo with a skeleton, a depth and an exo picture teacher, a step or two of each training, evaluated.
-    Read only."""
-    folder = tmp_path_factory.mktemp("pictures")
-    table = write_dataset(folder / "data", clips=24, size=48, workers=1)
-    text = table.read_text(encoding="utf-8")
-    for action, pair in PAIRS.items():  # so that a test clip has a partner of its class
-        text = text.replace(f",{action},", f",{pair},")
-    table.write_text(text, encoding="utf-8")
-    config = demo_config()
-    train = config.distill.train.model_copy(update={"epochs": 1})
-    head = config.evaluate.segmentation.head.model_copy(update={"epochs": 4, "layers": 3, "refinement_layers": 3})
-    cut = config.evaluate.segmentation.model_copy(update={"head": head, "stride": 4})
-    (folder / "run").mkdir()
-    config = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"table": "../data/clips.csv"}),
-            "teachers": {key: config.teachers[key] for key in ("exo_skl", "ego_depth")},
-            "proxies": config.proxies.model_copy(update={"train": train}),
-            "distill": config.distill.model_copy(update={"train": train}),
-            "evaluate": config.evaluate.model_copy(update={"resamples": 0, "segmentation": cut, "crops": 1}),
-            "compute": config.compute.model_copy(update={"workers": 0}),
-        }
-    )
-    run = Run.create(folder / "run", config)
-    extract_teachers(run)
-    train_proxies(run)
-    distill(run)
-    evaluate(run)
-    evaluate(run, model="proxy:exo_skl", tasks=["recognition"])
-    return run
-
-
-@pytest.fixture
-def run(finished: Run, tmp_path: Path) -> Run:
-    """A copy that a test may change; the data are the same."""
-    shutil.copytree(finished.root, tmp_path / "run")
-    (tmp_path / "data").symlink_to(finished.root.parent / "data")
-    return Run.open(tmp_path / "run")
 
 
 def pixels(source: str | None) -> np.ndarray:
