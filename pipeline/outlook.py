@@ -19,7 +19,7 @@ _IMAGES = (
 
 
 def stage_flops(config: RunConfig, train: int, test: int) -> dict[str, float]:
-    """Operations per stage with the nine published teachers, for that many clips; every train clip is in a pair.
+    """Operations per stage with the nine published teachers, for that many clips, each of them in a pair.
 
     A backward pass counts twice a forward pass. `exo_rgb` is trained, too; exo_skl's training is below one per cent.
     """
@@ -30,7 +30,7 @@ def stage_flops(config: RunConfig, train: int, test: int) -> dict[str, float]:
     views = config.evaluate.views * config.evaluate.crops
     return {
         "train-teacher": 3.0 * clip * video.epochs * train,
-        "extract-teachers": float(pair * train),
+        "extract-teachers": float(pair * (train + test)),
         "train-proxies": clip * (3.0 * proxies.epochs + 1) * len(config.teachers) * train,
         "distill": 3.0 * clip * (config.merge.epochs + student.epochs) * train,
         "evaluate": float(clip * views * test),

@@ -282,7 +282,8 @@ class Run:
         stored = self._classes_path
         if stored.exists():
             classes = tuple(json.loads(stored.read_text(encoding="utf-8")))
-            if classes != table.classes:
+            unnamed = tuple(map(str, range(len(table.classes))))  # the table had no names yet
+            if classes not in (table.classes, unnamed):
                 raise TableError(
                     f"{table.path} names other classes than this run was made with ({stored}): "
                     f"{len(classes)} then, {len(table.classes)} now. Labels would change their meaning; "
