@@ -6,8 +6,8 @@ import csv
 import difflib
 import math
 import re
-from collections import Counter
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
