@@ -200,6 +200,10 @@ def release(config: RunConfig) -> RunConfig:
     return with_overrides(config.model_copy(update={"preset": f"{config.preset}-release"}), changes)
 
 
+def _released(make: Callable[[], RunConfig]) -> Callable[[], RunConfig]:
+    return lambda: release(make())
+
+
 def notes(name: str, config: RunConfig) -> dict[str, str]:
     """Comments for run.yaml by dotted name: where the preset's values come from; none for a value that was changed.
 
@@ -235,7 +239,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "egoexo4d": egoexo4d,
     "tiny": tiny,
 }
-PRESETS |= {f"{name}-release": lambda make=make: release(make()) for name, make in list(PRESETS.items())}
+PRESETS |= {f"{name}-release": _released(make) for name, make in list(PRESETS.items())}
 
 
 def preset(name: str) -> RunConfig:

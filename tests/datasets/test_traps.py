@@ -67,11 +67,11 @@ def test_classes_have_names_and_a_run_made_before_they_had_goes_on(
 ) -> None:
     assert call("build", "assembly101", "--root", assembly101, "--out", tmp_path / "clips.csv").exit_code == 0
     config = preset("assembly101")
-    run = Run.create(tmp_path, config.model_copy(update={"data": DataConfig(table="clips.csv", num_classes=24)}))
+    Run.create(tmp_path, config.model_copy(update={"data": DataConfig(table="clips.csv", num_classes=24)}))
     stored = json.loads((tmp_path / "classes.json").read_text(encoding="utf-8"))
     assert (len(stored), stored[4], stored[18], stored[23]) == (24, "unscrew", "clap", "23")
     (tmp_path / "classes.json").write_text(json.dumps([str(label) for label in range(24)]), encoding="utf-8")
-    assert run.table().classes[18] == "clap"
+    assert Run.open(tmp_path).table().classes[18] == "clap"
     (tmp_path / "classes.json").write_text(json.dumps(["other", *stored[1:]]), encoding="utf-8")
     with pytest.raises(TableError, match="other classes than this run"):
-        run.table()
+        Run.open(tmp_path).table()
