@@ -178,7 +178,12 @@ def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the new run.")],
     data: Annotated[Path, typer.Option("--data", metavar="TABLE", help="Clip table, CSV or Parquet.")],
     preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="egoexo_fitness, assembly101, egoexo4d or tiny.")
+        str,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="egoexo_fitness, assembly101, egoexo4d or tiny; NAME-release computes as the released code does.",
+        ),
     ],
     root: Annotated[
         Path | None,

@@ -132,7 +132,8 @@ def make_run(directory: Path, data: Path, name: str, root: Path | None, override
     if root is not None and not root.is_dir():
         raise UsageError(f"--root {root}: no such folder")
     from .pipeline.configfile import with_overrides
-    from .pipeline.presets import preset
+    from .pipeline.outlook import outlook
+    from .pipeline.presets import RESULTS, notes, preset
 
     start = preset(name)
     located = start.data.model_copy(update=_location(directory, data, root))
@@ -141,9 +142,13 @@ def make_run(directory: Path, data: Path, name: str, root: Path | None, override
     from .pipeline.clips import missing_files
     from .pipeline.rundir import Run
 
-    table, config, notes = _fit_classes(directory, config)
-    run = Run.create(directory, config)
-    for line in [*_describe(run.table()), *notes]:
+    table, config, told = _fit_classes(directory, config)
+    run = Run.create(directory, config, notes(name, config))
+    base = name.removesuffix("-release")
+    if base in RESULTS:
+        told.append(f"published with this recipe: {RESULTS[base][0]} % top-1 (see docs/differences.md)")
+        told.append(outlook(config, len(run.table().split("train")), len(run.table().split("test"))))
+    for line in [*_describe(run.table()), *told]:
         typer.echo(line)
     for line in _describe_missing(table, missing_files(table), LISTED):
         typer.echo(f"warning: {line}" if not line.startswith(" ") else line, err=True)

@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +256,18 @@ def _integer_labels(cells: Cells, num_classes: int | None, problems: Problems) -
             label = 0
         ids.append(label)
     count = max(ids) + 1 if num_classes is None else num_classes
-    return Labels(ids, tuple(map(str, range(count))), count)
+    return Labels(ids, _class_names(cells, ids, count, problems), count)
+
+
+def _class_names(cells: Cells, ids: Sequence[int], count: int, problems: Problems) -> tuple[str, ...]:
+    """Names out of a column `class_name`; the number of a class that has none, and beside a name that several have."""
+    names: dict[int, str] = {}
+    for row, label, name in zip(cells.rows, ids, cells.columns.get("class_name", ()), strict=False):
+        if name and names.setdefault(label, name) != name:
+            problems.add(row, f"label {label} has class_name {name!r}, but {names[label]!r} in a row before")
+    shared = Counter(names.values())
+    told = (f"{names[i]} ({i})" if i in names and shared[names[i]] > 1 else names.get(i, str(i)) for i in range(count))
+    return tuple(told)
 
 
 def _named_labels(cells: Cells, num_classes: int | None, names: Sequence[str], problems: Problems) -> Labels:

@@ -97,7 +97,8 @@ def read_clip_table(
     """Read and check a clip table. Files that clips name are not looked at; see `missing_files`.
 
     Relative paths start from `root`, or from the table's own folder. Labels are integers if all of them are,
-    and names otherwise, which become ids in sorted order. `num_classes` is the number of classes to expect.
+    and names otherwise, which become ids in sorted order; integers have names in a column `class_name`.
+    `num_classes` is the number of classes to expect.
 
     Raises `TableError` naming the rows (a CSV's header is row 1, a Parquet file's first row is row 1) that
     cannot be used, `MissingInputError` when the table is not there.

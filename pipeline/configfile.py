@@ -52,17 +52,24 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return _build(config.model_dump(), overrides, "--set") if overrides else config
 
 
-def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML, every field below its documentation; `load_config` gives it back."""
+def dump_config(config: RunConfig, notes: Mapping[str, str] | None = None) -> str:
+    """The configuration as YAML, every field below its documentation; `load_config` gives it back.
+
+    `notes` are further comments by dotted name (""; the head of the file); a name of no field is a `KeyError`.
+    """
+    left = dict(notes or {})
     lines = [f"# {line}" for line in _HEADER.splitlines()]
+    lines.extend(_comment(left.pop("", ""), ""))
     lines.append("")
-    _dump_section(config, 0, lines)
+    _dump_section(config, 0, lines, left)
+    if left:
+        raise KeyError(f"no such fields: {', '.join(left)}")
     return "\n".join(lines) + "\n"
 
 
-def write_config(path: str | Path, config: RunConfig) -> None:
-    """Write `dump_config(config)` atomically."""
-    files.write_bytes(Path(path), dump_config(config).encode())
+def write_config(path: str | Path, config: RunConfig, notes: Mapping[str, str] | None = None) -> None:
+    """Write `dump_config(config, notes)` atomically."""
+    files.write_bytes(Path(path), dump_config(config, notes).encode())
 
 
 def _build(raw: Mapping[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
@@ -142,19 +149,21 @@ def _fields_at(place: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _dump_section(section: BaseModel, depth: int, lines: list[str]) -> None:
+def _dump_section(section: BaseModel, depth: int, lines: list[str], notes: dict[str, str], place: str = "") -> None:
+    """Lines of a section whose fields begin with `place`; takes the notes that it writes out of `notes`."""
     indent = "  " * depth
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             lines.extend(_comment(field.description or type(value).__doc__ or "", indent))
             lines.append(f"{indent}{name}:")
-            _dump_section(value, depth + 1, lines)
+            _dump_section(value, depth + 1, lines, notes, f"{place}{name}.")
         elif name == "teachers":
             lines.extend(_comment(field.description or "", indent))
             _dump_teachers(value, lines)
         else:
             lines.extend(_comment(field.description or "", indent))
+            lines.extend(_comment(notes.pop(f"{place}{name}", ""), indent))
             lines.append(f"{indent}{name}: {yamltext.scalar(value)}")
         if depth == 0:
             lines.append("")

@@ -57,8 +57,8 @@ class Run:
     origin: Origin | None = None
 
     @classmethod
-    def create(cls, directory: Path, config: RunConfig) -> Run:
-        """Write run.yaml and the class map into `directory`; refuses a folder that is a run already."""
+    def create(cls, directory: Path, config: RunConfig, notes: Mapping[str, str] | None = None) -> Run:
+        """Write run.yaml (with `notes` as comments) and the class map; refuses a folder that is a run already."""
         path = directory / "run.yaml"
         if path.exists():
             raise UsageError(f"{path} exists: this folder is a run already; choose another folder")
@@ -66,7 +66,7 @@ class Run:
         table = run.table()  # a table that cannot be read makes no run
         directory.mkdir(parents=True, exist_ok=True)
         files.write_json(run._classes_path, list(table.classes))
-        write_config(path, config)
+        write_config(path, config, notes)
         return run
 
     @classmethod
@@ -282,7 +282,8 @@ class Run:
         stored = self._classes_path
         if stored.exists():
             classes = tuple(json.loads(stored.read_text(encoding="utf-8")))
-            if classes != table.classes:
+            unnamed = tuple(map(str, range(len(table.classes))))  # the table had no names yet
+            if classes not in (table.classes, unnamed):
                 raise TableError(
                     f"{table.path} names other classes than this run was made with ({stored}): "
                     f"{len(classes)} then, {len(table.classes)} now. Labels would change their meaning; "

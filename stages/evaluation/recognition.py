@@ -30,7 +30,8 @@ def why_not(subject: Subject) -> str | None:
     own, wanted = subject.classes, subject.run.table().classes
     if not own:
         return "the network does not name its classes (`uniego checkpoint import --classes` does)"
-    if own != wanted:
+    unnamed = tuple(map(str, range(len(wanted))))  # such as a released checkpoint's, which has no names
+    if own not in (wanted, unnamed):
         return f"the network names other classes than the run ({len(own)}, not {len(wanted)})"
     return None
 

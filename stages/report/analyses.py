@@ -92,8 +92,8 @@ def _pairs(name: str, student: Mapping[str, Any]) -> Markup:
             if i == j or not pairs:
                 row.append(HeatCell("" if i == j else GAP, None, "" if i == j else f"{one} and {other}: no pair"))
                 continue
-            words = "" if mean is None else f", mean cosine {mean:.3f}"
-            told = f"{one} and {other}: {negative} of {pairs} negative{words}"
+            cosine = "" if mean is None else f", mean cosine {mean:.3f}"
+            told = f"{one} and {other}: {negative} of {pairs} negative{cosine}"
             row.append(HeatCell(f"{100 * negative / pairs:.0f}", negative / pairs, told))
         cells.append(row)
     words = {"low": "0 %", "high": "100 %", "gap": "no pair"}

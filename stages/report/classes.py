@@ -42,13 +42,19 @@ def per_class(run: Run) -> Section | Absent:
     rows = []
     for name, clips, predicted, recall, precision in _read(path)[1:]:
         own = _value(recall)
-        row = (name, number(float(clips), 0), number(float(predicted), 0), number(own), number(_value(precision)))
+        row: tuple[Number | str, ...] = (
+            name,
+            number(float(clips), 0),
+            number(float(predicted), 0),
+            number(own),
+            number(_value(precision)),
+        )
         for recalls in others.values():
             other = recalls.get(name)
             gain = None if own is None or other is None else own - other
             row += (number(other), Number("–" if gain is None else f"{gain:+.1f}", gain))
         rows.append(row)
-    head = ("class", "test clips", "predicted", "recall", "precision")
+    head: tuple[str, ...] = ("class", "test clips", "predicted", "recall", "precision")
     for model in others:
         head += (f"recall, {model}", "difference")
     note = "Percent. A dash: no test clip of the class (recall), or the class was never predicted (precision)."

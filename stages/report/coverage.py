@@ -23,7 +23,9 @@ def cache_coverage(run: Run) -> Section | Absent:
         return Absent(ID, TITLE, f"nothing was extracted yet: run `{run.command('extract-teachers')}`")
     splits = list(dict.fromkeys(cell.split for cell in cells))
     found = {(cell.teacher, cell.split): cell for cell in cells}
-    rows = [(key, *(_bar(found[key, split]) for split in splits)) for key in run.config.teachers]
+    rows: list[tuple[str | Bar, ...]] = [
+        (key, *(_bar(found[key, split]) for split in splits)) for key in run.config.teachers
+    ]
     note = (
         "Failed: quarantined, with a reason below. Missing: the clip names no such video. Pending: not tried yet, "
         f"`{run.command('extract-teachers')}` continues."

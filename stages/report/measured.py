@@ -171,10 +171,9 @@ def methods(run: Run) -> Section | Absent:
         if name in ("student", "ego-only") or run.config.distill.as_variant(name) is not None
     }
     if len(found) < 2:
-        commands = Markup("`{}` and `{}`").format(
-            run.command("distill --method naive --init imagenet"), run.command("evaluate --model naive-imagenet")
-        )
-        return Absent(METHODS, METHODS_TITLE, f"there is nothing to compare the student with: {commands} make it")
+        train, measure = "distill --method naive --init imagenet", "evaluate --model naive-imagenet"
+        reason = f"there is nothing to compare the student with: `{run.command(train)}` and `{run.command(measure)}`"
+        return Absent(METHODS, METHODS_TITLE, f"{reason} make it")
     accuracies = {
         name: results["tasks"]["recognition"] for name, results in found.items() if "recognition" in results["tasks"]
     }
@@ -182,7 +181,7 @@ def methods(run: Run) -> Section | Absent:
         name: (float(entry["top1"]), tuple(entry["interval"]["top1"]) if "interval" in entry else None)
         for name, entry in accuracies.items()
     }
-    drawn = intervals("Top-1 on the test split, percent, with its 95 % interval", dots) if dots else Markup()  # type: ignore[arg-type]
+    drawn = intervals("Top-1 on the test split, percent, with its 95 % interval", dots) if dots else Markup()
     rows = [_method(name, results) for name, results in found.items()]
     head = ("method", "top-1", "mean class", "retrieval mAP", "MoF", "F1@50", "linear probe", "k-NN")
     note = "One seed each, so that a difference says little about methods: `uniego ablate` compares over seeds."

@@ -89,6 +89,13 @@ def training_curves(run: Run) -> Section | Absent:
     return Section(CURVES, CURVES_TITLE, body, note + (f" {torn} torn lines of the logs are left out." if torn else ""))
 
 
+def _state(folder: TaskFolder) -> State:
+    try:
+        return State("running" if folder.running() else "done" if folder.done else "partial")
+    except ValueError:
+        return State("damaged")
+
+
 def _speeds(found: list[Training]) -> Table:
     rows = []
     for training in found:
@@ -99,7 +106,7 @@ def _speeds(found: list[Training]) -> Table:
         rows.append(
             (
                 training.name,
-                State("running" if training.folder.running() else "done" if training.folder.done else "partial"),
+                _state(training.folder),
                 number(epochs, 0),
                 number(len(training.steps), 0),
                 number(rates[len(rates) // 2] if rates else None),

@@ -257,3 +257,14 @@ def test_a_long_table_is_read_whole(tmp_path: Path) -> None:
     table = read_clip_table(path)
     assert len(table.clips) == 150_000
     assert len(missing_files(table)) == 450_000
+
+
+def test_numbers_have_the_names_of_their_column(tmp_path: Path) -> None:
+    path = tmp_path / "clips.csv"
+    head = "clip_id,split,label,ego_path,class_name\n"
+    path.write_text(head + "a,train,0,a.mp4,stir\nb,train,2,b.mp4,stir\nc,test,3,c.mp4,cut\nd,test,1,d.mp4,\n")
+    assert read_clip_table(path).classes == ("stir (0)", "1", "stir (2)", "cut")  # each name once
+    assert read_clip_table(path, num_classes=5).classes[3:] == ("cut", "4")
+    path.write_text(head + "a,train,0,a.mp4,stir\nb,train,0,b.mp4,cut\n")
+    with pytest.raises(TableError, match=r"label 0 has class_name 'cut', but 'stir'"):
+        read_clip_table(path)
