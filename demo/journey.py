@@ -19,6 +19,7 @@ from ..stages.distill import distill
 from ..stages.ego_only import train_ego_only
 from ..stages.evaluate import evaluate
 from ..stages.extract_teachers import extract_teachers
+from ..stages.report.page import PAGE, write_report
 from ..stages.train_proxies import train_proxies
 from .dataset import write_dataset
 from .preset import PROXY_EPOCHS, STUDENT_EPOCHS, demo_config, training
@@ -47,6 +48,7 @@ def demo(out: Path, *, seed: int = 0, clips: int = 240, size: int = 96, data_onl
         "distill": lambda: distill(run),
         "ego-only training": lambda: train_ego_only(run, training(PROXY_EPOCHS + STUDENT_EPOCHS)),
         "evaluate": lambda: [evaluate(run, model=name, tasks=["recognition"]) for name in ("student", "ego-only")],
+        "report": lambda: write_report(run),
     }
     for name, stage in stages.items():
         with clock(name):
@@ -102,6 +104,7 @@ def _print(run: Run, sheet: Path, clock: _Clock) -> None:
     times.add_row("altogether", duration(sum(clock.seconds.values())))
     console.print(times)
     say(f"data: {run.table().path.parent.resolve()}\nrun: {run.root}\npicture sheet: {sheet}")
+    say(f"report: {run.root / PAGE}")
     say(f"retrieval, segmentation of the untrimmed videos, probes: {run.command('evaluate')}")
     say(f"embeddings of your videos: uniego encode VIDEOS --model {run.root} --out features.npy")
     say(f"the encoder, in Python: uniego.load({str(run.root)!r}).encode(VIDEO)")

@@ -40,6 +40,7 @@ IN_RUN = {
     "distill.md",
     "evaluation.md",
     "released.md",
+    "report.md",
     "slurm.md",
     "stages.md",
 }

@@ -22,7 +22,6 @@ from uniego.pipeline.poses import Pose
 from uniego.pipeline.presets import preset
 from uniego.pipeline.rundir import Run
 from uniego.pipeline.video import open_video, segment
-from uniego.stages import report
 from uniego.stages.report.answers import network_answers, proxies_on_train
 from uniego.stages.report.choice import hits_and_misses, spread
 from uniego.stages.report.gallery import retrieval_gallery
@@ -295,36 +294,6 @@ def test_untrained_depth_teachers_draw_nothing(clip_table: Path, tmp_path: Path)
     page = section(sample_clips(run, Budget(9_000)))
     assert "depth pictures need network depth_anything with trained weights" in page.text
     assert "no room for more pictures" in page.text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
-def test_in_a_real_browser(finished: Run, tmp_path: Path, width: int, scheme: Any) -> None:
-    """Every picture is shown, nothing is wider than a phone, nothing is asked of a network, nothing fails."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    css = (Path(report.__file__).parent / "templates" / "pictures.css").read_text(encoding="utf-8")
-    budget = Budget()
-    bodies = [make(finished, budget).body for make in (retrieval_gallery, sample_clips, segmentation_strips)]  # type: ignore[union-attr]
-    head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    (tmp_path / "page.html").write_text(f"{head}<style>{css}</style>{''.join(bodies)}", encoding="utf-8")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
-        complaints: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if "://" in request.url[:8] else None)
-        page.goto((tmp_path / "page.html").as_uri())
-        assert [text for text in complaints if not text.startswith("file:")] == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        widths = page.evaluate("[...document.images].map(i => i.complete ? Math.min(i.naturalWidth, i.width) : 0)")
-        assert len(widths) > 100
-        assert min(widths) > 30
-        browser.close()
 
 
 @pytest.mark.parametrize("joints", [17, 25, 21, 5])
