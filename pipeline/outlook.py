@@ -43,10 +43,14 @@ def gpu_hours(config: RunConfig, train: int, test: int, precision: str) -> float
     return sum(stage_flops(config, train, test).values()) / (peak * share) / 3600
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
 def outlook(config: RunConfig, train: int, test: int) -> str:
     """The cost in a sentence."""
     told = []
     for precision, (peak, share) in H200.items():
         hours = gpu_hours(config, train, test, precision)
-        told.append(f"{hours:,.1f} GPU-hours in {precision} ({share:.0%} of {peak / 1e12:.0f} TFLOP/s)")
+        told.append(f"{_hours(hours)} GPU-hours in {precision} ({share:.0%} of {peak / 1e12:.0f} TFLOP/s)")
     return f"cost by operation counts, on one H200: about {' or '.join(told)}, {train} train and {test} test clips"

@@ -121,3 +121,13 @@ def test_cost_by_operation_counts() -> None:
     assert cost["evaluate"] == pytest.approx(3 * 0.3917, rel=0.01)
     total = sum(cost.values()) * 1e12
     assert gpu_hours(preset("assembly101"), 1, 1, "bf16") == pytest.approx(total / (790e12 * 0.45) / 3600)
+
+
+@pytest.mark.parametrize("name", ["egoexo_fitness", "assembly101", "egoexo4d"])
+def test_the_page_of_differences_states_the_computed_cost(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "differences.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| .*`{name}`.* \| ([\d., ]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    config = preset(name)
+    operations = stage_flops(config, 1000, 1000).values()
+    hours = (gpu_hours(config, 1000, 1000, precision) for precision in ("bf16", "fp32"))
+    assert row == (", ".join(f"{count / 1e15:.1f}" for count in operations), *(f"{one:.2f}" for one in hours))
