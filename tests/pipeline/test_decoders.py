@@ -96,10 +96,10 @@ def test_fault_22_a_file_that_hangs_decoders_is_refused(
     jobs: list[DecodeJob], slow: DecodeJob, children: Children, at_work: AtWork
 ) -> None:
     with at_work(slow.path, lambda p: p.suspend(), 3) as seen:
-        with Decoders([jobs[0], slow, jobs[1]], 1, timeout_s=0.2) as decoders:
+        with Decoders([jobs[0], slow, jobs[1]], 1, timeout_s=2.0) as decoders:
             results = list(decoders)
         assert not children()  # those that hung were killed
-    assert len(seen) == 3
+    assert len(seen) >= 2  # the third, which wants the length alone, may be over before it is seen
     error = results[1].error
     assert error is not None
     assert error.reason == "decoder_timeout"

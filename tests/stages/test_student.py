@@ -260,6 +260,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from uniego.stages.networks import open_networks
 import torch, torch.distributed as dist
+from uniego.pipeline.config import ComputeConfig
 from uniego.stages.batches import Batch, ClipFailure
 
 def step(rank, exact, micro, empty):
@@ -285,7 +286,7 @@ def step(rank, exact, micro, empty):
         dist.all_reduce(gradient)
     counts = task.checkpoint()["teaching.counts"]
     if not exact and not empty:
-        memory = t.ComputeConfig(device="cpu", memory_gb=(1.0, 1e-9)[rank])
+        memory = ComputeConfig(device="cpu", memory_gb=(1.0, 1e-9)[rank])
         found = open_networks(folders, "auto", memory)
         assert found.stacked, "the first has room"
     dist.destroy_process_group()
