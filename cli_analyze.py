@@ -8,19 +8,43 @@ from typing import Annotated
 import typer
 
 from .cli_data import JsonOption, RunOption, SetOption, open_run, print_json
+from .cli_extract import Engine, SbatchOption, SchedulerOption, SlurmWorkersOption
+from .errors import UsageError
 
 app = typer.Typer(help="Analyses of a trained run.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
-def cka(run: RunOption = Path(), as_json: JsonOption = False, overrides: SetOption = None) -> None:
+def cka(
+    run: RunOption = Path(),
+    engine: Annotated[Engine, typer.Option("--engine", help="This process, or a Dask cluster.")] = Engine.local,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Dask workers on this machine.")
+    ] = None,
+    scheduler: SchedulerOption = None,
+    slurm_workers: SlurmWorkersOption = None,
+    sbatch: SbatchOption = None,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
     """How alike teachers, proxies and student are.
 
     Debiased linear CKA over the train split; a table, and JSON, CSV and a picture in RUN/analyze/cka."""
+    from .stages.extract_options import ExtractOptions
+
+    if workers is not None and engine is Engine.local:
+        raise UsageError("--workers belongs to --engine dask")
+    options = ExtractOptions(
+        engine=engine.value,
+        workers=workers,
+        scheduler=scheduler,
+        slurm_workers=slurm_workers,
+        sbatch=tuple(sbatch or ()),
+    )
     opened = open_run(run, overrides)
     from .stages.analyze_cka import analyze_cka, print_cka
 
-    report = analyze_cka(opened)
+    report = analyze_cka(opened, options if engine is Engine.dask else None)
     if as_json:
         print_json(report)
     else:

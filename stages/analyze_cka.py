@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from ..pipeline import charts, files
 from ..pipeline.progress import results_console, say, warn
 from ..pipeline.rundir import Run
 from ..pipeline.signals import StopFlag
-from .cka import Features, Similarity, compare_all
+from .cka import Features, Product, Similarity, compare_all, hsic
 from .compute import prepare
 from .encoder import WEIGHTS
+from .extract_options import ExtractOptions
 from .targets import open_index, open_teacher, row_keys, training_targets
 from .tokens import outputs_store, train_tokens
 from .training import trained
@@ -29,8 +30,10 @@ from .training import trained
 STUDENT = "student"
 
 
-def analyze_cka(run: Run) -> dict[str, Any]:
+def analyze_cka(run: Run, options: ExtractOptions | None = None) -> dict[str, Any]:
     """Debiased linear CKA between all representations of the train clips, each pair over the clips that have both.
+
+    `options`: on which Dask cluster, None for this process, whose device it then takes.
 
     A teacher's is its target (the mean of its rows), a proxy's its stored token, the student's its token (one view,
     centre crop). Writes cka.json, cka.csv and cka.svg to RUN/analyze/cka/, and returns what the first one holds. Raises
@@ -53,8 +56,9 @@ def analyze_cka(run: Run) -> dict[str, Any]:
         with analysis.work(inputs, overwrite=True):  # cheap beside what it reads
             tokens = train_tokens(run, STUDENT, folder.path / "model", flag)
             features = _cached_features(run, teachers, outputs) | {STUDENT: tokens}
-            say(f"CKA of {len(features)} representations of {len(tokens.present)} train clips, on {device}")
-            report = _report(keys, features, compare_all(features, device, check=flag.check))
+            place = "a Dask cluster" if options else str(device)
+            say(f"CKA of {len(features)} representations of {len(tokens.present)} train clips, on {place}")
+            report = _report(keys, features, _compare(run, features, device, options, flag))
             files.write_json(analysis.path / "cka.json", report)
             files.write_bytes(analysis.path / "cka.csv", _as_csv(report))
             picture = charts.heat_map("Debiased linear CKA, train split", report["names"], report["matrix"])
@@ -62,6 +66,20 @@ def analyze_cka(run: Run) -> dict[str, Any]:
             shutil.rmtree(analysis.path / "views", ignore_errors=True)
             analysis.finish({"pairs": report["pairs"]})
     return report
+
+
+def _compare(
+    run: Run, features: Mapping[str, Features], device: torch.device, options: ExtractOptions | None, flag: StopFlag
+) -> dict[tuple[str, str], Similarity]:
+    def compute(products: Sequence[Product]) -> dict[Product, float]:
+        if options is None:
+            return {product: hsic(product, features, device, check=flag.check) for product in products}
+        from .engines.cka_cluster import hsic_on_cluster
+
+        folder = run.analysis_folder("cka").path / "views" / "dask"
+        return hsic_on_cluster(folder, features, products, run.config, options, flag)
+
+    return compare_all({name: part.present for name, part in features.items()}, compute)
 
 
 def _cached_features(

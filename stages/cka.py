@@ -14,7 +14,8 @@ not the mean of a batch's estimates (Nguyen et al., arXiv 2010.15327) but that o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,14 @@ class HsicSums:
         return 0.0 if value.abs() <= _ROUNDING * size else float(value / (n * (n - 3)))
 
 
+class Product(NamedTuple):
+    """The HSIC of two representations over the clips that have both of `among`."""
+
+    one: str
+    other: str
+    among: tuple[str, str]
+
+
 class Similarity(NamedTuple):
     """CKA of a pair, NaN where it is not defined, and of how many clips."""
 
@@ -80,47 +89,65 @@ class Similarity(NamedTuple):
     clips: int
 
 
-def compare_all(
+def hsic(
+    product: Product,
     features: Mapping[str, Features],
     device: torch.device,
     batch: int = 4096,
     check: Callable[[], None] = lambda: None,
+) -> float:
+    """The debiased HSIC of a product's clips, in memory that a batch of rows on the device bounds.
+
+    How many rows go there at a time (`batch`) does not matter. `check` is called in between, and may raise. Raises
+    `UniegoError` for numbers that are not finite in a clip that is present.
+    """
+    sums, (first, second) = HsicSums(), product.among
+    rows = (features[first].present.cpu() & features[second].present.cpu()).nonzero().flatten()
+    for at in torch.split(rows, batch):
+        check()
+        sums.add(*(_rows(features[name].values, at).to(device) for name in product[:2]))
+    value = sums.value()
+    if sums.clips >= LEAST_CLIPS and not math.isfinite(value):
+        where = product.one if product.one == product.other else f"{product.one} or {product.other}"
+        raise UniegoError(f"numbers that are not finite (or too large for float64) in {where}: no CKA")
+    return value
+
+
+def compare_all(
+    present: Mapping[str, Tensor], compute: Callable[[Sequence[Product]], Mapping[Product, float]]
 ) -> dict[tuple[str, str], Similarity]:
     """CKA of every pair of representations, each over the clips that have both.
 
-    How many rows go to the device at a time (`batch`) does not matter. `check` is called in between, and may raise.
-    Raises `UniegoError` for numbers that are not finite in a clip that is present.
+    `present`: bool [N] by name. `compute` gives the HSIC of every product that is wanted, wherever that is done; what
+    pairs over the same clips share is wanted once.
     """
-    names, found = list(features), {}
-    selves: dict[tuple[str, str], float] = {}  # HSIC of a representation with itself, by name and rows
-
-    def hsic(one: str, other: str, rows: Tensor) -> float:
-        sums = HsicSums()
-        for at in _batches(rows, batch):
-            check()
-            sums.add(*(features[name].values[at.to(features[name].values.device)].to(device) for name in (one, other)))
-        value = sums.value()
-        if sums.clips >= LEAST_CLIPS and not math.isfinite(value):
-            where = one if one == other else f"{one} or {other}"
-            raise UniegoError(f"numbers that are not finite (or too large for float64) in {where}: no CKA")
-        return value
-
-    def with_itself(name: str, rows: Tensor, key: str) -> float:
-        if (name, key) not in selves:
-            selves[name, key] = hsic(name, name, rows)
-        return selves[name, key]
-
-    for number, one in enumerate(names):
-        for other in names[number:]:
-            rows = (features[one].present.cpu() & features[other].present.cpu()).nonzero().flatten()
-            key = hash_bytes(rows.numpy().tobytes())
-            scale = with_itself(one, rows, key) * with_itself(other, rows, key)
-            defined = len(rows) >= LEAST_CLIPS and scale > 0
-            value = hsic(one, other, rows) / math.sqrt(scale) if defined else math.nan
-            found[one, other] = found[other, one] = Similarity(value, len(rows))
+    counts: dict[tuple[str, str], int] = {}
+    parts: dict[tuple[str, str], tuple[Product, Product, Product]] = {}
+    wanted: dict[tuple[str, str, str], Product] = {}
+    for one, other in combinations_with_replacement(present, 2):
+        shared = present[one].cpu() & present[other].cpu()
+        counts[one, other] = int(shared.sum())
+        if counts[one, other] < LEAST_CLIPS:
+            continue
+        clips = hash_bytes(shared.numpy().tobytes())
+        own_one, own_other, cross = (
+            wanted.setdefault((*pair, clips), Product(*pair, (one, other)))
+            for pair in ((one, one), (other, other), (one, other))  # so that an error names one of the two
+        )
+        parts[one, other] = own_one, own_other, cross
+    values = compute(list(wanted.values()))
+    found: dict[tuple[str, str], Similarity] = {}
+    for pair, count in counts.items():
+        cka = math.nan
+        if pair in parts:
+            first, second, both = (values[product] for product in parts[pair])
+            if first * second > 0:
+                cka = both / math.sqrt(first * second)
+        found[pair] = found[pair[::-1]] = Similarity(cka, count)
     return found
 
 
-def _batches(rows: Tensor, size: int) -> Iterator[Tensor]:
-    for at in range(0, len(rows), size):
-        yield rows[at : at + size]
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows in order; where they follow each other they are not copied."""
+    first, last = int(rows[0]), int(rows[-1])
+    return values[first : last + 1] if last - first + 1 == len(rows) else values[rows.to(values.device)]

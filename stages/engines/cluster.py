@@ -10,29 +10,25 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dask
 import torch
 from dask.distributed import Client, LocalCluster
-from distributed.scheduler import KilledWorker
 
-from ...errors import Stopped, UniegoError
+from ...errors import UniegoError
 from ...pipeline.progress import Meter, count, say, warn
 from ...pipeline.signals import StopFlag
 from ..extract_options import ExtractOptions
 from ..extract_plan import Piece
-from .worker import LeaveSignals, Receipt, compute, stop
+from .round import LOOK, Round
+from .worker import LeaveSignals, Receipt, compute
 from .workplace import Job
 
 _PATIENCE = 120.0  # seconds without a scheduler before giving up
-_LONELY = 30.0  # seconds without a worker before saying so
-_GRACE = 30.0  # seconds that workers have to drop their shard when asked to stop
-LOOK = 0.1
-"""Seconds between two looks at receipts and the stop flag."""
 _TRIES = 3  # of a piece whose worker says that it cannot do it
 _MOST = 8  # shards of a task
 _OWN_DIRECTIVES = [f"#SBATCH {name}" for name in ("--mem=", "-n 1", "--cpus-per-task=", "-t ")]  # left to --sbatch
@@ -86,89 +82,21 @@ def keep_connected(options: ExtractOptions, root: Path, flag: StopFlag, go: Call
                 _pause(flag, 1.0)
 
 
-class Lonely:
-    """Says so when there is no worker for a while."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._since = self._looked = time.monotonic()
-
-    def look(self) -> None:
-        """Look at the workers, now and then."""
-        now = time.monotonic()
-        if now - self._looked < _LONELY / 6:
-            return
-        self._looked = now
-        if self._client.scheduler_info(n_workers=-1)["workers"]:
-            self._since = now
-        elif now - self._since > _LONELY:
-            self._since = now
-            warn(f"no Dask worker for {_LONELY:.0f} seconds; waiting (a stop signal ends it)")
-
-
-def stop_on_workers(client: Any, number: str, waiting: Collection[Any]) -> None:
-    """Make the workers drop what they do of a job, and wait until they have, but not for ever."""
-    until = time.monotonic() + _GRACE
-    with suppress(Exception):  # a scheduler or worker that is gone has nothing to drop
-        client.run(stop, number, on_error="ignore")
-        while time.monotonic() < until and any(future.status == "pending" for future in waiting):
-            if not any(client.processing().values()):
-                break
-            time.sleep(LOOK)
-
-
-class _Round:
-    """The work as long as one connection to the scheduler lasts."""
+class _Round(Round[Piece, Receipt]):
+    """Pieces of an extraction."""
 
     def __init__(self, client: Any, job: Job, flag: StopFlag, meter: Meter, poison: list[Piece]) -> None:
-        self._client, self._job, self._flag, self._meter, self._poison = client, job, flag, meter, poison
-        self._waiting: dict[Any, Piece] = {}
+        super().__init__(client, job.number, flag)
+        self._job, self._meter, self._poison = job, meter, poison
         self._tries: dict[tuple[int, ...], int] = {}
-        self._lost: list[Piece] = []
         self._failed = 0
-        self._lonely = Lonely(client)
 
-    def run(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Have them computed; returned are those of which nothing is known, since the connection broke."""
-        for piece in pieces:
-            self._submit(piece)
-        try:
-            while self._waiting and self._client.status == "running":
-                for future in [future for future in self._waiting if future.status != "pending"]:
-                    self._take(future, self._waiting.pop(future))
-                self._flag.check()
-                self._lonely.look()
-                time.sleep(LOOK)
-        except (Stopped, UniegoError, KeyboardInterrupt):
-            stop_on_workers(self._client, self._job.number, self._waiting)
-            raise
-        return [*self._lost, *self._waiting.values()]
-
-    def _submit(self, piece: Piece) -> None:
+    def submit(self, piece: Piece) -> Any:
         shards = list(piece.pending)
         key = f"extract-{shards[0]}-{shards[-1]}-{len(self._waiting)}-{time.monotonic_ns():x}"
-        self._waiting[self._client.submit(compute, self._job, piece, key=key, pure=False)] = piece
+        return self._client.submit(compute, self._job, piece, key=key, pure=False)
 
-    def _take(self, future: Any, piece: Piece) -> None:
-        if future.status == "finished":
-            with suppress(OSError, TimeoutError):
-                self._enter(future.result(timeout=30), piece)
-                return
-        elif future.status == "error":
-            error = future.exception()
-            if not isinstance(error, KilledWorker):
-                raise UniegoError(f"shards {_list(piece)}: {type(error).__name__}: {error}") from error
-            if len(piece.pending) > 1:
-                warn(f"shards {_list(piece)} killed their workers: trying them one by one")
-                for part in piece.split(1):
-                    self._submit(part)
-            else:
-                warn(f"shard {_list(piece)} killed its workers again and again: left out")
-                self._poison.append(piece)
-            return
-        self._lost.append(piece)
-
-    def _enter(self, receipt: Receipt, piece: Piece) -> None:
+    def enter(self, piece: Piece, receipt: Receipt) -> None:
         if receipt.error is None:
             self._failed += receipt.failed
             self._meter.advance(receipt.clips, f"{self._failed} features failed" if self._failed else "")
@@ -180,7 +108,19 @@ class _Round:
             error.exit_code = code
             raise error
         warn(f"{message}; trying again")
-        self._submit(piece)
+        self.hand_out(piece)
+
+    def raised(self, piece: Piece, error: Exception) -> None:
+        raise UniegoError(f"shards {_list(piece)}: {type(error).__name__}: {error}") from error
+
+    def killed(self, piece: Piece) -> None:
+        if len(piece.pending) > 1:
+            warn(f"shards {_list(piece)} killed their workers: trying them one by one")
+            for part in piece.split(1):
+                self.hand_out(part)
+        else:
+            warn(f"shard {_list(piece)} killed its workers again and again: left out")
+            self._poison.append(piece)
 
 
 @contextmanager

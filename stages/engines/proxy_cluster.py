@@ -8,14 +8,12 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from dask.distributed import get_worker
-from distributed.scheduler import KilledWorker
 
 from ...errors import EXIT_FAILURE, Stopped, UniegoError
 from ...pipeline.config import RunConfig
@@ -25,8 +23,9 @@ from ...pipeline.signals import StopFlag, ToldFlag
 from ..compute import prepare
 from ..proxy_options import ProxyOptions
 from ..proxy_training import begin_anew, train_one
-from .cluster import LOOK, Lonely, keep_connected, stop_on_workers
+from .cluster import keep_connected
 from .places import threads_each
+from .round import Round
 from .worker import device_of, one_at_a_time, told
 
 
@@ -68,70 +67,35 @@ def train_on_cluster(
 
         def go(client: Any) -> bool:
             nonlocal left
-            left = _Round(client, run, tasks, failures, meter).carry_out(left, flag)
+            left = _Round(client, run, tasks, flag, failures, meter).run(left)
             return not left
 
         keep_connected(options.cluster, root, flag, go)
     return failures
 
 
-class _Round:
-    """The work as long as one connection to the scheduler lasts."""
+class _Round(Round[str, ProxyReceipt]):
+    """Proxies by key."""
 
     def __init__(
-        self, client: Any, run: Run, tasks: ProxyTasks, failures: dict[str, UniegoError | OSError], meter: Meter
+        self,
+        client: Any,
+        run: Run,
+        tasks: ProxyTasks,
+        flag: StopFlag,
+        failures: dict[str, UniegoError | OSError],
+        meter: Meter,
     ) -> None:
-        self._client, self._run, self._tasks, self._failures, self._meter = client, run, tasks, failures, meter
-        self._waiting: dict[Any, str] = {}
+        super().__init__(client, tasks.number, flag)
+        self._run, self._tasks, self._failures, self._meter = run, tasks, failures, meter
         self._steps: dict[str, str] = {}  # newest checkpoint when a proxy was handed out
-        self._lost: list[str] = []
-        self._lonely = Lonely(client)
 
-    def carry_out(self, keys: Sequence[str], flag: StopFlag) -> list[str]:
-        """Have them trained; returned are those of which nothing is known, since the connection broke."""
-        for key in keys:
-            self._submit(key)
-        try:
-            while self._waiting and self._client.status == "running":
-                for future in [future for future in self._waiting if future.status != "pending"]:
-                    self._take(future, self._waiting.pop(future))
-                flag.check()
-                self._lonely.look()
-                time.sleep(LOOK)
-        except (Stopped, UniegoError, KeyboardInterrupt):
-            stop_on_workers(self._client, self._tasks.number, self._waiting)
-            raise
-        return [*self._lost, *self._waiting.values()]
-
-    def _submit(self, key: str) -> None:
+    def submit(self, key: str) -> Any:
         self._steps[key] = _newest(self._run, key)
         name = f"proxy-{key}-{time.monotonic_ns():x}"
-        self._waiting[self._client.submit(train, self._tasks, key, key=name, pure=False)] = key
+        return self._client.submit(train, self._tasks, key, key=name, pure=False)
 
-    def _take(self, future: Any, key: str) -> None:
-        if future.status == "finished":
-            with suppress(OSError, TimeoutError):
-                self._enter(key, future.result(timeout=30))
-                return
-        elif future.status == "error":
-            error = future.exception()
-            if not isinstance(error, KilledWorker):
-                self._fail(key, UniegoError(f"{type(error).__name__}: {error}"))
-            elif _newest(self._run, key) != self._steps[key]:
-                warn(f"proxy {key}: its workers were killed again and again, but it comes forward: going on")
-                self._submit(key)
-            else:
-                self._fail(
-                    key,
-                    UniegoError(
-                        f"proxy {key} killed every worker that took it, without a new checkpoint; give the workers "
-                        "more memory or take a smaller proxies.train.micro_batch; the same command continues"
-                    ),
-                )
-            return
-        self._lost.append(key)
-
-    def _enter(self, key: str, receipt: ProxyReceipt) -> None:
+    def enter(self, key: str, receipt: ProxyReceipt) -> None:
         if receipt.error is None:
             say(f"proxy {key}: done by worker {receipt.worker}")
             self._meter.advance(1)
@@ -139,6 +103,22 @@ class _Round:
         error = UniegoError(f"worker {receipt.worker}: {receipt.error[1]}")
         error.exit_code = receipt.error[0]
         self._fail(key, error)
+
+    def raised(self, key: str, error: Exception) -> None:
+        self._fail(key, UniegoError(f"{type(error).__name__}: {error}"))
+
+    def killed(self, key: str) -> None:
+        if _newest(self._run, key) != self._steps[key]:
+            warn(f"proxy {key}: its workers were killed again and again, but it comes forward: going on")
+            self.hand_out(key)
+        else:
+            self._fail(
+                key,
+                UniegoError(
+                    f"proxy {key} killed every worker that took it, without a new checkpoint; give the workers "
+                    "more memory or take a smaller proxies.train.micro_batch; the same command continues"
+                ),
+            )
 
     def _fail(self, key: str, error: UniegoError) -> None:
         self._failures[key] = error

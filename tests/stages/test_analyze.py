@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -18,10 +21,14 @@ from uniego import cli
 from uniego.errors import UniegoError
 from uniego.models import TimeSformer
 from uniego.pipeline.rundir import Run
+from uniego.pipeline.signals import StopFlag
 from uniego.stages import snapshots
 from uniego.stages.analyze_conflicts import analyze_conflicts, probe_clips
 from uniego.stages.batches import ClipReader
+from uniego.stages.cka import Features, Product, hsic
 from uniego.stages.encoder import write_model
+from uniego.stages.engines.cka_cluster import hsic_on_cluster
+from uniego.stages.extract_options import ExtractOptions
 from uniego.stages.training import evaluation_protocol
 
 KEYS = ["ego_dino", "exo_skl"]
@@ -106,6 +113,55 @@ def test_cka_of_a_run(run: Path) -> None:
     assert "ego_dino" in table
     assert tokens.stat().st_mtime_ns == stamp, "computed once"
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_cka_by_dask_workers_is_the_same(run: Path) -> None:
+    """Of real workers; what they read is removed again."""
+    here = json.loads(good("analyze", "cka", "--run", run, "--json"))
+    there = json.loads(good("analyze", "cka", "--run", run, "--engine", "dask", "--workers", 1, "--json"))
+    assert there == here
+    assert not (run / "analyze" / "cka" / "views").exists()
+    refused = call("analyze", "cka", "--run", run, "--workers", 2)
+    assert refused.exit_code == 2
+    assert "--engine dask" in refused.output
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_cka_outlives_dask_workers_and_tells_their_errors(tmp_path: Path, finished: Path) -> None:
+    """A worker is killed in the middle; then a representation holds a number that is not finite."""
+    features = {
+        name: Features(torch.randn(2500, 500, generator=torch.Generator().manual_seed(seed)), torch.ones(2500) > 0)
+        for seed, name in enumerate(("one", "other", "third"))
+    }
+    products = [Product(one, other, (one, other)) for one in features for other in features]
+    config = Run.open(finished).config
+    options = ExtractOptions(engine="dask", workers=1)
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not killed and not ended.wait(0.005):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if any("0-values.npy" in entry.path for entry in child.memory_maps()):
+                        child.kill()
+                        killed.append(child.pid)
+                        return
+
+    thread = threading.Thread(target=kill)
+    with StopFlag() as flag:
+        thread.start()
+        found = hsic_on_cluster(tmp_path / "views", features, products, config, options, flag)
+        ended.set()
+        thread.join()
+        assert killed
+        for product in products[:2]:
+            assert found[product] == pytest.approx(hsic(product, features, torch.device("cpu")), rel=1e-9)
+        assert len(found) == 9
+        features["one"].values[7, 7] = torch.inf
+        with pytest.raises(UniegoError, match=r"worker .*not finite .* in one: no CKA"):
+            hsic_on_cluster(tmp_path / "views", features, products[:1], config, options, flag)
 
 
 def test_a_student_against_itself_as_a_proxy_is_the_same(run: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 from uniego.errors import UniegoError
-from uniego.stages.cka import Features, HsicSums, Similarity, compare_all
+from uniego.stages.cka import Features, HsicSums, Product, Similarity, compare_all, hsic
 
 CPU = torch.device("cpu")
 
@@ -33,9 +34,16 @@ def naive_cka(x: Tensor, y: Tensor) -> float:
     return naive_hsic(x, y) / math.sqrt(naive_hsic(x, x) * naive_hsic(y, y))
 
 
+def compare(features: dict[str, Features], batch: int = 4096) -> dict[tuple[str, str], Similarity]:
+    return compare_all(
+        {name: part.present for name, part in features.items()},
+        lambda products: {product: hsic(product, features, CPU, batch) for product in products},
+    )
+
+
 def cka(x: Tensor, y: Tensor, batch: int = 4096) -> float:
     whole = torch.ones(len(x), dtype=torch.bool)
-    return compare_all({"x": Features(x, whole), "y": Features(y, whole)}, CPU, batch)["x", "y"].cka
+    return compare({"x": Features(x, whole), "y": Features(y, whole)}, batch)["x", "y"].cka
 
 
 @pytest.mark.parametrize(("n", "p", "q"), [(4, 3, 2), (5, 1, 7), (23, 4, 6), (60, 30, 5), (40, 70, 90)])
@@ -90,7 +98,7 @@ def test_clips_that_lack_one_are_left_out_and_counted() -> None:
     some = torch.arange(20) % 4 > 0
     x_with_holes = torch.where(some[:, None], x, torch.nan)
     whole = torch.ones(20, dtype=torch.bool)
-    found = compare_all({"x": Features(x_with_holes, some), "y": Features(y, whole), "z": Features(z, whole)}, CPU)
+    found = compare({"x": Features(x_with_holes, some), "y": Features(y, whole), "z": Features(z, whole)})
     assert found["x", "y"].clips == found["x", "x"].clips == 15
     assert found["x", "y"].cka == pytest.approx(naive_cka(x[some], y[some]), rel=1e-9)
     assert found["z", "y"].cka == pytest.approx(naive_cka(y, z), rel=1e-9)
@@ -102,7 +110,7 @@ def test_where_it_is_not_defined_it_is_no_number() -> None:
     assert math.isnan(cka(constant, x))
     few = torch.arange(12) < 3
     whole = torch.ones(12, dtype=torch.bool)
-    found = compare_all({"x": Features(x, few), "y": Features(x, whole), "z": Features(x, ~whole)}, CPU)
+    found = compare({"x": Features(x, few), "y": Features(x, whole), "z": Features(x, ~whole)})
     assert math.isnan(found["x", "y"].cka)
     assert found["x", "y"].clips == 3
     assert found["y", "z"] == Similarity(pytest.approx(math.nan, nan_ok=True), 0)
@@ -124,3 +132,18 @@ def test_numbers_that_are_not_finite_are_told() -> None:
     broken[3, 2] = math.inf
     with pytest.raises(UniegoError, match=r"not finite .* in y: no CKA"):
         cka(x, broken)
+
+
+def test_products_that_pairs_share_are_wanted_once() -> None:
+    """Those of a representation with itself, where pairs have the same clips."""
+    whole, wanted = torch.ones(9, dtype=torch.bool), list[Product]()
+
+    def compute(products: Sequence[Product]) -> dict[Product, float]:
+        wanted.extend(products)
+        return dict.fromkeys(products, 1.0)
+
+    compare_all({"x": whole, "y": whole, "z": whole & (torch.arange(9) > 0), "none": ~whole}, compute)
+    assert len(wanted) == len(set(wanted))
+    pairs = sorted((product.one, product.other) for product in wanted)
+    own = [("x", "x")] * 2 + [("y", "y")] * 2 + [("z", "z")]  # of nine clips and of eight
+    assert pairs == sorted([*own, ("x", "y"), ("x", "z"), ("y", "z")])
