@@ -261,6 +261,6 @@ def test_decoders_die_with_a_killed_parent(parent: subprocess.Popen[str]) -> Non
     shared = set[str]().union(*map(shared_files, [psutil.Process(parent.pid), *decoders]))
     decoders[0].suspend()  # one that hangs cannot notice by itself
     parent.kill()
-    _, alive = psutil.wait_procs(decoders, timeout=10)
+    _, alive = psutil.wait_procs(decoders, timeout=60)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert not [name for name in shared if Path(name).exists()]
