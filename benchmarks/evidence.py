@@ -1,0 +1,157 @@
+"""The paper's claims under controlled conditions: the rendered world's twelve actions, other people for every seed.
+
+    python benchmarks/evidence.py core --out DIR              # the core table, eight seeds
+    python benchmarks/evidence.py core --out DIR --table      # what is done of it, without computing
+    python benchmarks/evidence.py inits --out DIR --hours 2   # a part of the full grid, as far as it comes
+
+A seed is a data set of its own (75 people, each does every action once: 600 clips to learn from and 300 to be measured
+on, of people never seen), its teachers' features, and a grid of `uniego ablate` (benchmarks/evidence/PART.yaml) with
+that seed. It lies in DIR/<seed>; proxies and merges serve all parts. The same command continues. Results:
+benchmarks/results/evidence-PART-DATE.csv, a row per seed and arm; evidence-teachers-DATE.csv says what each teacher
+knows. docs/evidence.md tells what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from uniego.demo.actions import ALL_ACTIONS
+from uniego.demo.dataset import write_dataset
+from uniego.demo.preset import evidence_config
+from uniego.demo.probes import own_accuracy, probe_accuracy
+from uniego.pipeline import files, yamltext
+from uniego.pipeline.progress import Meter, duration, results_console, say
+from uniego.pipeline.rundir import Run
+from uniego.stages.ablate import ablate
+from uniego.stages.extract_options import ExtractOptions
+from uniego.stages.extract_teachers import extract_teachers
+from uniego.stages.paired import compare, summarise
+from uniego.stages.prepare_clips import prepare_clips
+
+HERE = Path(__file__).parent
+GRIDS, RESULTS = HERE / "evidence", HERE / "results"
+CLIPS, SIZE = 900, 64
+SEEDS = range(8)
+
+
+def prepare(folder: Path, seed: int) -> Run:
+    """The seed's data, run, features and clips as images; what is there is left as it is."""
+    note, table, root = folder / "data" / "whole.json", folder / "data" / "clips.csv", folder / "run"
+    wanted = {"seed": seed, "clips": CLIPS, "size": SIZE}
+    if not note.exists():
+        with Meter(f"render seed {seed}", CLIPS) as meter:
+            options: dict[str, Any] = {"actions": ALL_ACTIONS, "extras": False, "progress": meter.advance}
+            write_dataset(folder / "data", **wanted, **options)
+        files.write_json(note, wanted)
+    if not (root / "run.yaml").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        config = evidence_config(seed)
+        Run.create(root, config.model_copy(update={"data": config.data.model_copy(update={"table": str(table)})}))
+    run = Run.open(root)
+    extract_teachers(run, options=ExtractOptions(workers=os.cpu_count()))
+    prepare_clips(run)
+    return run
+
+
+def carry_out(part: str, folder: Path, seed: int) -> None:
+    """A seed's cells of a part of the grid."""
+    began = time.monotonic()
+    run = prepare(folder, seed)
+    grid = folder / f"{part}.yaml"
+    text = (GRIDS / f"{part}.yaml").read_text(encoding="utf-8")
+    files.write_bytes(grid, f"{text}seeds: [{seed}]\n".encode())
+    result = ablate(run, grid, jobs=os.cpu_count() or 1)
+    if result.error is not None:
+        raise result.error
+    say(f"seed {seed}: {part} in {duration(time.monotonic() - began)}")
+
+
+def cells_of(part: str, out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """A row per seed and arm that is done."""
+    rows = []
+    for seed in seeds:
+        path = out / str(seed) / "run" / "ablate" / part / "results.csv"
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as handle:
+                rows += [row for row in csv.DictReader(handle) if row["state"] == "done" and row["seed"] == str(seed)]
+    return rows
+
+
+def teachers_of(out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """What each teacher knows of each seed's test clips: its own classifier, a linear probe of its targets."""
+    rows = []
+    for seed in seeds:
+        root = out / str(seed) / "run"
+        if not (root / "ablate").exists():
+            continue
+        run = Run.open(root)
+        for key in run.config.teachers:
+            own = own_accuracy(run, key)
+            probed = probe_accuracy(run, key)
+            rows.append({"seed": seed, "teacher": key, "own": "" if own is None else f"{own:.2f}", "probe": f"{probed:.2f}"})
+    return rows
+
+
+def write(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+    """Rows as a dated file of results."""
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    path = RESULTS / f"evidence-{name}-{date}.csv"
+    where = {"date": date, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, [*rows[0], *where], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **where} for row in rows)
+    return path
+
+
+def show(part: str, rows: Sequence[dict[str, Any]], against: Sequence[str]) -> None:
+    """Means over seeds, and paired tests against some of the arms, over the seeds that both have."""
+    top1: dict[str, dict[str, float]] = {}
+    for row in rows:
+        top1.setdefault(row["arm"], {})[row["seed"]] = float(row["top1"])
+    table = Table("arm", "seeds", "mean", "sd", *(f"against {arm} (p)" for arm in against), title=f"{part}: top-1")
+    for arm, values in top1.items():
+        whole = summarise(list(values.values()))
+        cells = []
+        for base in against:
+            shared = [seed for seed in values if seed in top1.get(base, {})]
+            found = compare([values[seed] for seed in shared], [top1[base][seed] for seed in shared]) if shared else None
+            nothing = found is None or found.p is None or arm == base
+            cells.append("" if nothing or found is None else f"{found.difference:+.2f} ({found.p:.4f})")
+        table.add_row(arm, str(whole.n), f"{whole.mean:.2f}", "" if whole.sd is None else f"{whole.sd:.2f}", *cells)
+    results_console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=sorted(path.stem for path in GRIDS.glob("*.yaml")))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--hours", type=float, default=float("inf"), help="begin no other seed after so long")
+    parser.add_argument("--table", action="store_true", help="only show and write what is done")
+    chosen = parser.parse_args()
+    began = time.monotonic()
+    for seed in [] if chosen.table else chosen.seeds:
+        if time.monotonic() - began > 3600 * chosen.hours:
+            say(f"{chosen.hours:g} hours are over before seed {seed}; the same command continues")
+            break
+        carry_out(chosen.part, (chosen.out / str(seed)).resolve(), seed)
+    rows = cells_of(chosen.part, chosen.out, chosen.seeds)
+    if not rows:
+        raise SystemExit(f"nothing of {chosen.part} is done in {chosen.out}")
+    baseline = yamltext.parse((GRIDS / f"{chosen.part}.yaml").read_text(encoding="utf-8"), chosen.part).get("baseline")
+    show(chosen.part, rows, [arm for arm in dict.fromkeys((baseline, "ego-only")) if arm in {row["arm"] for row in rows}])
+    say(f"{write(chosen.part, rows)}\n{write('teachers', teachers_of(chosen.out, chosen.seeds))}")
+
+
+if __name__ == "__main__":
+    main()
