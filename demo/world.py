@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from .actions import ACTIONS, motion
+from .actions import ACTIONS, ALL_ACTIONS, motion
 from .body import JOINT_RADIUS, capsules
 from .camera import NEAR, Camera, aim, focal_of
 from .geometry import Floats, dot
@@ -27,6 +27,7 @@ from .room import background, table
 
 __all__ = [
     "ACTIONS",
+    "ALL_ACTIONS",
     "PARTS",
     "VIEWS",
     "Frames",
