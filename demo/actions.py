@@ -47,8 +47,8 @@ _OPPOSITE = {name: pair[1 - pair.index(name)] for pair in PAIRS for name in pair
 class Variation:
     """How one performance differs from another. `amplitude` is a factor, `azimuth` the direction in radians (0: away
     from the person, positive: to the right), `reach` and `leave` the shares of time in which the hand comes and goes,
-    `skew` bends the progress of what has a direction in time, `strokes` (1 or 2) counts the turns of a lid and, with some
-    more, circles, shakes and knocks."""
+    `skew` bends the progress of what has a direction in time, `strokes` (1 or 2) counts the turns of a lid and, with
+    some more, circles, shakes and knocks."""
 
     amplitude: float
     azimuth: float
