@@ -61,7 +61,7 @@ def read_clips(folder: Path) -> Clips:
     actions = {len(names): names for names in (ACTIONS, ALL_ACTIONS)}[each]
     first = facts["subjects"] * each
     last = first + facts["held_out"] * each
-    return Clips(folder, facts["captions"], actions, torch.arange(first), torch.arange(first, last))
+    return Clips(folder, actions, facts["captions"], torch.arange(first), torch.arange(first, last))
 
 
 def start(seed: int) -> torch.Generator:
