@@ -111,21 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--known", type=Path, help="a folder of this script's: take the eight's clips from there")
     parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args(arguments)
-    captions = read_facts(chosen.known)["captions"] if chosen.known else []
+    captions = read_captions(chosen.known) if chosen.known else ()
     actions = {"demo": ACTIONS, "all": ALL_ACTIONS}[chosen.actions]
-    job = Job(chosen.folder, ONLY.get(chosen.only, tuple(SHAPES)), actions, chosen.known, tuple(captions))
-    facts = {"domain": DOMAIN, "subjects": chosen.subjects, "held_out": chosen.held_out}
-    facts["captions"] = draw_all(job, chosen.subjects + chosen.held_out, chosen.workers)
+    job = Job(chosen.folder, ONLY.get(chosen.only, tuple(SHAPES)), actions, chosen.known, captions)
+    told = draw_all(job, chosen.subjects + chosen.held_out, chosen.workers)
+    facts = {"domain": DOMAIN, "subjects": chosen.subjects, "held_out": chosen.held_out, "captions": told}
     (chosen.folder / "clips.json").write_text(json.dumps(facts, indent=0), encoding="utf-8")
 
 
-def read_facts(folder: Path) -> dict[str, list[str]]:
-    """What an earlier run says about its clips of the eight actions."""
+def read_captions(folder: Path) -> tuple[str, ...]:
+    """The captions of an earlier run's clips of the eight actions."""
     facts = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
     people = facts["subjects"] + facts["held_out"]
     if facts["domain"] != DOMAIN or len(facts["captions"]) != people * len(ACTIONS):
         raise SystemExit(f"{folder} does not hold {len(ACTIONS)} clips of each of its {people} people")
-    return facts
+    return tuple(facts["captions"])
 
 
 def draw_all(job: Job, people: int, workers: int) -> list[str]:
