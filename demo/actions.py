@@ -1,7 +1,8 @@
 """What can be done with an object, as motion over the phase of the action in 0..1.
 
-The eight actions are four opposing pairs. The second of each pair is the first run backwards in time, with a
-variation of its own: single frames tell the pair, only their order tells which of the two it is.
+Eight actions are four opposing pairs. The second of each pair is the first run backwards in time, with a
+variation of its own: single frames tell the pair, only their order tells which of the two it is. Four more are the same
+forwards and backwards: for data sets with twelve actions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from .geometry import Floats, smooth, vec
 
 PAIRS = (("push", "pull"), ("pick up", "put down"), ("screw", "unscrew"), ("tilt up", "tilt down"))
 ACTIONS = tuple(action for pair in PAIRS for action in pair)
-"""Names of the actions; the index in here is the label."""
+"""Names of the demo's actions; the index in here is the label."""
+
+SYMMETRIC = ("wipe", "stir", "shake", "tap")
+"""Actions that run backwards as they run forwards."""
+
+ALL_ACTIONS = (*ACTIONS, *SYMMETRIC)
+"""Names of all twelve; the index in here is the label, the demo's eight keep theirs."""
 
 VERBS = {
     "push": "pushes",
@@ -25,17 +32,23 @@ VERBS = {
     "unscrew": "unscrews the lid of",
     "tilt up": "tilts up",
     "tilt down": "tilts down",
+    "wipe": "slides to and fro",
+    "stir": "leads in circles",
+    "shake": "shakes",
+    "tap": "taps on",
 }
 
-_FORWARD = {name: index == 0 for pair in PAIRS for index, name in enumerate(pair)}
-_FAMILY = {name: pair[0] for pair in PAIRS for name in pair}
+_BACKWARD = {pair[1] for pair in PAIRS}
+_FAMILY = {name: pair[0] for pair in PAIRS for name in pair} | {name: name for name in SYMMETRIC}
+_OPPOSITE = {name: pair[1 - pair.index(name)] for pair in PAIRS for name in pair} | {name: name for name in SYMMETRIC}
 
 
 @dataclass(frozen=True, slots=True)
 class Variation:
     """How one performance differs from another. `amplitude` is a factor, `azimuth` the direction in radians (0: away
     from the person, positive: to the right), `reach` and `leave` the shares of time in which the hand comes and goes,
-    `skew` bends the progress in time, `strokes` counts the turns of a lid."""
+    `skew` bends the progress of what has a direction in time, `strokes` (1 or 2) counts the turns of a lid and, with
+    some more, circles, shakes and knocks."""
 
     amplitude: float
     azimuth: float
@@ -75,13 +88,13 @@ def sample_variation(rng: np.random.Generator, amplitude: float = 1.0) -> Variat
 
 
 def family(action: str) -> str:
-    """The first action of the pair that `action` belongs to."""
+    """The first action of the pair that `action` belongs to; a symmetric action is its own."""
     return _FAMILY[action]
 
 
 def opposite(action: str) -> str:
-    """The other action of the pair."""
-    return next(pair[1 - pair.index(action)] for pair in PAIRS if action in pair)
+    """What `action` is when it runs backwards: the other action of the pair; a symmetric action is itself."""
+    return _OPPOSITE[action]
 
 
 def motion(action: str | None, phase: Floats, variation: Variation) -> Motion:
@@ -89,7 +102,7 @@ def motion(action: str | None, phase: Floats, variation: Variation) -> Motion:
     phase = np.clip(np.asarray(phase, np.float32), 0.0, 1.0)
     if action is None:
         return _motion(variation, phase * 0, phase * 0)
-    if not _FORWARD[action]:
+    if action in _BACKWARD:
         phase = 1.0 - phase
     return _FAMILIES[family(action)](phase, variation)
 
@@ -156,4 +169,52 @@ def _screw(phase: Floats, variation: Variation) -> Motion:
     )
 
 
-_FAMILIES = {"push": _push, "pick up": _pick_up, "screw": _screw, "tilt up": _tilt_up}
+def _to_and_fro(phase: Floats, variation: Variation) -> tuple[Floats, Floats, Floats]:
+    """Grip, plain progress and the strength [T] of something repeated, which begins and ends as softly."""
+    grip, _, plain = _progress(phase, variation)
+    return grip, plain, smooth(plain / 0.2) * smooth((1.0 - plain) / 0.2)
+
+
+def _wipe(phase: Floats, variation: Variation) -> Motion:
+    """To one side, the other and back; its azimuth says how oblique, and which side is first."""
+    grip, plain, strength = _to_and_fro(phase, variation)
+    first = 1.0 if variation.azimuth >= 0 else -1.0
+    way = vec(np.cos(variation.azimuth), -np.sin(variation.azimuth), 0.0) * (0.13 * variation.amplitude * first)
+    return _motion(variation, grip, plain, shift=(strength * np.sin(3 * np.pi * plain))[:, None] * way)
+
+
+def _stir(phase: Floats, variation: Variation) -> Motion:
+    """Two or three circles on the table, leaning a little; its azimuth says which way round."""
+    grip, plain, strength = _to_and_fro(phase, variation)
+    angle = (plain - 0.5) * (2 * np.pi * (1 + variation.strokes) * (1.0 if variation.azimuth >= 0 else -1.0))
+    circle = np.stack((np.sin(angle), np.cos(angle), np.zeros_like(plain)), -1)
+    shift = circle * (strength * np.float32(0.065 * variation.amplitude))[:, None]
+    return _motion(variation, grip, plain, shift=shift.astype(np.float32), tilt=strength * np.float32(0.3))
+
+
+def _shake(phase: Floats, variation: Variation) -> Motion:
+    """Lifted, shaken up and down three or four times and set down again."""
+    grip, plain, _ = _to_and_fro(phase, variation)
+    lifted = smooth(plain / 0.3) * smooth((1.0 - plain) / 0.3)
+    wave = np.cos((plain - 0.5) * (2 * np.pi * (2 + variation.strokes))) * lifted
+    height = (0.17 * lifted + 0.045 * wave) * np.float32(variation.amplitude)
+    return _motion(variation, grip, plain, shift=height[:, None] * vec(0.0, -0.3, 1.0))
+
+
+def _tap(phase: Floats, variation: Variation) -> Motion:
+    """Three or four knocks on the top of what stands still."""
+    grip, plain, _ = _to_and_fro(phase, variation)
+    knocks = 0.5 - 0.5 * np.cos(plain * (2 * np.pi * (2 + variation.strokes)))
+    return _motion(variation, grip, plain, release=knocks * np.float32(0.085 * variation.amplitude))
+
+
+_FAMILIES = {
+    "push": _push,
+    "pick up": _pick_up,
+    "screw": _screw,
+    "tilt up": _tilt_up,
+    "wipe": _wipe,
+    "stir": _stir,
+    "shake": _shake,
+    "tap": _tap,
+}

@@ -3,8 +3,8 @@
 DATA/clips.csv                          the clip table: clips are time segments of untrimmed videos
 DATA/videos/<person>_{ego,exo}.mp4      one long take per person and view, H.264, one clock for both
 DATA/poses/<person>_exo.pkl             2-D skeletons in the PYSKL format, exact plus noise
-DATA/poses_3d/<person>.npy              float32 [T, 17, 3] metres, exact plus noise
-DATA/depth/<person>_{ego,exo}.zarr      uint16 [T, H, W] millimetres, exact plus noise
+DATA/poses_3d/<person>.npy              float32 [T, 17, 3] metres, exact plus noise (an extra)
+DATA/depth/<person>_{ego,exo}.zarr      uint16 [T, H, W] millimetres, exact plus noise (an extra)
 DATA/groundTruth/<person>_ego.txt       one class per frame, "background" between actions
 DATA/mapping.txt, splits/*.bundle       the segmentation layout's classes and splits
 """
@@ -15,7 +15,7 @@ import csv
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,6 @@ from ..errors import UsageError
 from .world import ACTIONS, VIEWS, Frames, View, render, sample_scene, sample_subject
 
 FPS = 10
-TAKE = 8  # clips of one person: every action once, in random order
 BACKGROUND = "background"
 _DOMAIN = 0xDA7A  # keeps these people apart from those that the demo's teachers learned from
 _IDLE = (0.3, 0.7)  # seconds of idling before and after an action
@@ -76,30 +75,36 @@ def write_dataset(
     seed: int = 0,
     clips: int = 240,
     size: int = 96,
+    actions: Sequence[str] = ACTIONS,
+    extras: bool = True,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Render `clips` clips of `size` x `size` pixels into `folder` and return the clip table's path.
 
-    People do not cross splits. One seed gives the same frames, whatever `workers` (None: all cores); `progress` is
-    called with the number of clips of each take that is done. Raises `UsageError` for fewer than three takes' clips.
+    A person performs every one of `actions` once, in random order. People do not cross splits. One seed gives the same
+    frames, whatever `workers` (None: all cores); `progress` is called with the number of clips of each take that is
+    done. Without `extras` there are no depths and no 3-D poses, and the noise of the skeletons is another one. Raises
+    `UsageError` for fewer than three takes' clips.
     """
-    if clips < 3 * TAKE:
-        raise UsageError(f"{clips} clips are too few: at least {3 * TAKE}, so that both splits have every action")
-    for name in ("videos", "poses", "poses_3d", "depth", "groundTruth", "splits"):
+    whole = len(actions)
+    if clips < 3 * whole:
+        raise UsageError(f"{clips} clips are too few: at least {3 * whole}, so that both splits have every action")
+    for name in ("videos", "poses", *(("poses_3d", "depth") if extras else ()), "groundTruth", "splits"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    takes = -(-clips // TAKE)
-    counts = [min(TAKE, clips - TAKE * number) for number in range(takes)]
+    takes = -(-clips // whole)
+    counts = [min(whole, clips - whole * number) for number in range(takes)]
     rows: list[list[object]] = []
     bundles: dict[str, list[str]] = {"train": [], "test": []}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(takes, workers or os.cpu_count() or 1), context) as pool:
-        for take_rows in pool.map(partial(_write_take, folder, seed, size), range(takes), counts):
+        write = partial(_write_take, folder, seed, size=size, actions=tuple(actions), extras=extras)
+        for take_rows in pool.map(write, range(takes), counts):
             rows += take_rows
             bundles[str(take_rows[0][1])].append(f"{Path(str(take_rows[0][3])).stem}.txt")
             if progress is not None:
                 progress(len(take_rows))
-    _write_segmentation(folder, bundles)
+    _write_segmentation(folder, actions, bundles)
     table = folder / "clips.csv"
     with table.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
@@ -108,13 +113,18 @@ def write_dataset(
     return table
 
 
-def make_take(seed: int, number: int, *, clips: int = TAKE, size: int = 96) -> Take:
-    """Take `number` of the data set of `seed`, rendered: a function of its arguments alone."""
+def make_take(
+    seed: int, number: int, *, clips: int | None = None, size: int = 96, actions: Sequence[str] = ACTIONS
+) -> Take:
+    """Take `number` of the data set of `seed`, rendered: a function of its arguments alone.
+
+    It has every one of `actions`, or the first `clips` of their random order.
+    """
     rng = np.random.default_rng((_DOMAIN, seed, number))
     person = sample_subject(rng)
     parts: dict[View, list[Frames]] = {view: [] for view in VIEWS}
     segments, at = [], 0
-    for action in rng.permutation(ACTIONS)[:clips]:
+    for action in rng.permutation(actions)[:clips]:
         scene = sample_scene(rng, str(action), person)
         before, during, after = (round(s * FPS) for s in (rng.uniform(*_IDLE), scene.duration, rng.uniform(*_IDLE)))
         times = (np.arange(-before, during + after) + 0.5) / FPS
@@ -132,17 +142,21 @@ def _join(parts: list[Frames]) -> Frames:
     return Frames(intrinsics=parts[0].intrinsics, **joined)
 
 
-def _write_take(folder: Path, seed: int, size: int, number: int, clips: int) -> list[list[object]]:
+def _write_take(
+    folder: Path, seed: int, number: int, clips: int, *, size: int, actions: Sequence[str], extras: bool
+) -> list[list[object]]:
     """Render and write one take; returns its rows of the clip table."""
-    take = make_take(seed, number, clips=clips, size=size)
+    take = make_take(seed, number, clips=clips, size=size, actions=actions)
     noise = np.random.default_rng((_DOMAIN, seed, number, 1))
     for view, frames in take.views.items():
         _write_video(folder / "videos" / f"{take.name}_{view}.mp4", frames.rgb)
-        _write_depth(folder / "depth" / f"{take.name}_{view}.zarr", frames.depth, noise)
+        if extras:
+            _write_depth(folder / "depth" / f"{take.name}_{view}.zarr", frames.depth, noise)
     exo = take.views["exo"]
     _write_poses(folder / "poses" / f"{take.name}_exo.pkl", noisy_joints(exo.joints_2d, noise, size), size)
-    joints = exo.joints_3d + noise.normal(0, 0.01, exo.joints_3d.shape)
-    np.save(folder / "poses_3d" / f"{take.name}.npy", joints.astype(np.float32))
+    if extras:
+        joints = exo.joints_3d + noise.normal(0, 0.01, exo.joints_3d.shape)
+        np.save(folder / "poses_3d" / f"{take.name}.npy", joints.astype(np.float32))
     text = "\n".join(take.labels()) + "\n"
     (folder / "groundTruth" / f"{take.name}_ego.txt").write_text(text, encoding="utf-8")
     return [
@@ -210,8 +224,8 @@ def _write_poses(path: Path, points: npt.NDArray[np.float32], size: int) -> None
     path.write_bytes(pickle.dumps([annotation]))
 
 
-def _write_segmentation(folder: Path, bundles: dict[str, list[str]]) -> None:
-    names = [BACKGROUND, *(action.replace(" ", "_") for action in ACTIONS)]
+def _write_segmentation(folder: Path, actions: Sequence[str], bundles: dict[str, list[str]]) -> None:
+    names = [BACKGROUND, *(action.replace(" ", "_") for action in actions)]
     (folder / "mapping.txt").write_text("".join(f"{i} {n}\n" for i, n in enumerate(names)), encoding="utf-8")
     for split, files in bundles.items():
         text = "".join(f"{name}\n" for name in files)

@@ -29,6 +29,10 @@ _FITS: dict[str, tuple[Make, ...]] = {
     "pick up": ("box", "ball", "bottle", "jar"),
     "screw": ("bottle", "jar"),
     "tilt up": ("box", "bottle", "jar"),
+    "wipe": ("box", "ball", "bottle", "jar"),
+    "stir": ("box", "bottle", "jar"),
+    "shake": ("box", "ball", "bottle", "jar"),
+    "tap": ("box", "ball", "bottle", "jar"),
 }
 
 OBJECT, LID = 5, 6

@@ -156,7 +156,7 @@ def sample_scene(rng: np.random.Generator, action: str | None, subject: Subject)
 def _sample_grasp(rng: np.random.Generator, action: str | None, thing: Thing, side: float) -> Floats:
     angle, height, above = rng.uniform(-1.5, 0.3), rng.uniform(0.5, 0.8), rng.random() < 0.4
     kind = "push" if action is None else family(action)
-    if kind == "screw" or (kind == "pick up" and above):
+    if kind in {"screw", "stir", "tap"} or (kind == "pick up" and above):
         return vec(0, 0, thing.top + 0.028)
     if kind == "tilt up":
         height = 0.9
@@ -196,7 +196,7 @@ def state(scene: Scene, times: Floats) -> State:
 
 
 def _lifts(scene: Scene) -> bool:
-    return scene.action is not None and family(scene.action) == "pick up"
+    return scene.action is not None and family(scene.action) in {"pick up", "shake"}
 
 
 def _reach(scene: Scene, times: Floats, moved: Motion, stance: Stance, drift: Floats) -> Reach:

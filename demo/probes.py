@@ -9,17 +9,19 @@ from ..models import STGCN, TimeSformer
 from ..models.teachers import build_teacher
 from ..pipeline.rundir import Run
 from ..stages.targets import load_targets, open_index, open_teacher, row_keys
-from .actions import ACTIONS
+from .actions import ACTIONS, ALL_ACTIONS
 
 
 def own_accuracy(run: Run, teacher: str) -> float | None:
-    """Top-1 of the teacher's own classifier on the test clips that have a feature, percent; None: it has none."""
+    """Top-1 of the teacher's own classifier on the test clips that have a feature, percent; None: it has none that
+    knows the run's classes."""
     module = build_teacher(teacher, run.config.teachers[teacher]).module
-    head = _head(module)
-    if head is None or head.out_features != len(ACTIONS):
+    head, classes = _head(module), run.table().classes
+    known = {len(names): names for names in (ACTIONS, ALL_ACTIONS)}.get(head.out_features, ()) if head else ()
+    if head is None or not set(classes) <= set(known):
         return None
     features, labels = _features(run, teacher, "test")
-    order = torch.tensor([list(ACTIONS).index(name) for name in run.table().classes])
+    order = torch.tensor([known.index(name) for name in classes])
     with torch.inference_mode():
         predicted = head(features)[:, order].argmax(1)
     return 100.0 * float((predicted == labels).float().mean())

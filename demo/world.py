@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from .actions import ACTIONS, motion
+from .actions import ACTIONS, ALL_ACTIONS, motion
 from .body import JOINT_RADIUS, capsules
 from .camera import NEAR, Camera, aim, focal_of
 from .geometry import Floats, dot
@@ -27,6 +27,7 @@ from .room import background, table
 
 __all__ = [
     "ACTIONS",
+    "ALL_ACTIONS",
     "PARTS",
     "VIEWS",
     "Frames",
@@ -163,8 +164,12 @@ def _shadows(scene: Scene, now: State, points: Floats, hits: Hits) -> Floats:
         spot = caster[:, :2] - light[:2] / light[2] * high[:, None]
         width = (radius + 0.4 * np.maximum(high, 0)) ** 2
         strength = np.where(high > 0, share * radius**2 / width, 0)
-        x, y = points[:, 0] - spot[hits.frame, 0], points[:, 1] - spot[hits.frame, 1]
-        left *= 1 - strength[hits.frame] / (1 + ((x * x + y * y) / width[hits.frame]) ** 2)
+        x, y = (points[:, i] - spot[:, i].copy().take(hits.frame) for i in (0, 1))
+        x *= x
+        y *= y
+        x += y
+        x /= width.take(hits.frame)
+        left *= 1 - strength.take(hits.frame) / (1 + x**2)
     return left
 
 

@@ -13,23 +13,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from uniego import demo
+from uniego.demo.actions import ACTIONS, ALL_ACTIONS, opposite
 
 WEIGHTS = Path(os.environ.get("TEACHER_WEIGHTS") or Path(demo.__file__).parent / "weights")
 """Where trained networks go: the package's own folder, or the one that the environment names."""
 
-PER_SUBJECT = 8
 PICKS = slice(1, None, 3)  # of the finer frames, those at the centres of eight equal parts
 
 
 @dataclass(frozen=True)
 class Clips:
-    """The rows of `render.py`, mapped into memory; `train` and `held_out` are row numbers."""
+    """The rows of `render.py`, mapped into memory; `train` and `held_out` are row numbers.
+
+    Clip by clip of one subject after the other, each with one clip of each of `actions`.
+    """
 
     folder: Path
+    actions: tuple[str, ...]
     captions: list[str]
     train: Tensor
     held_out: Tensor
@@ -40,6 +44,10 @@ class Clips:
     def labels(self) -> Tensor:
         return torch.from_numpy(np.array(self["label"]))
 
+    def backwards(self) -> Tensor:
+        """The label of what each label's action is when it runs backwards."""
+        return torch.tensor([self.actions.index(opposite(action)) for action in self.actions])
+
     def pictures(self, view: str, prepare: Callable[[Tensor], Tensor], rows: Iterable[int]) -> Tensor:
         """The eight frames of each clip as a teacher's `prepare` gives them: uint8 [n, 8, 3, h, w]."""
         stored = self[view]
@@ -49,9 +57,11 @@ class Clips:
 def read_clips(folder: Path) -> Clips:
     """Open what `render.py` wrote."""
     facts = json.loads((folder / "clips.json").read_text(encoding="utf-8"))
-    first = facts["subjects"] * PER_SUBJECT
-    last = first + facts["held_out"] * PER_SUBJECT
-    return Clips(folder, facts["captions"], torch.arange(first), torch.arange(first, last))
+    each = len(facts["captions"]) // (facts["subjects"] + facts["held_out"])
+    actions = {len(names): names for names in (ACTIONS, ALL_ACTIONS)}[each]
+    first = facts["subjects"] * each
+    last = first + facts["held_out"] * each
+    return Clips(folder, actions, facts["captions"], torch.arange(first), torch.arange(first, last))
 
 
 def start(seed: int) -> torch.Generator:
@@ -141,6 +151,20 @@ def heat(points: Tensor, side: int) -> Tensor:
     down = -((points[..., 1, None] - centre) ** 2)
     both = (down[..., :, None] + across[..., None, :]).flatten(-2) / (2 * (1.2 / side) ** 2)
     return both.softmax(-1).permute(0, 3, 1, 2)
+
+
+def stored_as(network: str, clips: Clips) -> str:
+    """The name under which a network that learns these clips' actions is stored."""
+    return network if clips.actions == ACTIONS else f"{network}{len(clips.actions)}"
+
+
+def grow(model: nn.Module, network: str) -> None:
+    """Start from a stored network that knows the first of the model's actions: its classifier's rows come first."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, value in load_file(WEIGHTS / network / "model.safetensors").items():
+            part = own[name] if own[name].shape == value.shape else own[name][: len(value)]
+            part.copy_(value)
 
 
 def save_half(state: Mapping[str, Tensor], path: Path, **metadata: str) -> None:

@@ -27,6 +27,7 @@ class Footage:
     stored: np.ndarray  # uint8 [n, 24, H, W, 3]
     places: Tensor  # [n, 24, 3, 2], from -1 to 1 across the picture
     labels: Tensor
+    backwards: Tensor  # the label of each label's action run backwards
     rows: Tensor
     size: int
     patch: int
@@ -39,7 +40,7 @@ class Footage:
         things = torch.from_numpy(clips[f"object_{name}"].copy())
         places = torch.cat([joints[:, :, WRISTS, :2], things[:, :, None, :2]], 2)
         places = ((places + 0.5) / stored.shape[2] * 2 - 1).clamp(-2, 2)
-        return cls(stored, places, clips.labels(), clips.train, size, patch, generator)
+        return cls(stored, places, clips.labels(), clips.backwards(), clips.train, size, patch, generator)
 
     def stills(self, batch: int) -> tuple[Tensor, Tensor]:
         """Single frames [B, 1, 3, h, w] of 0..1 and the places in them [B, 1, 3, 2]."""
@@ -52,7 +53,8 @@ class Footage:
         times = pick(batch, self.stored.shape[1], self.generator)
         back = torch.rand(batch, generator=self.generator) < 0.5  # run backwards, an action is its opposite
         video, points = self._shown(rows, torch.where(back[:, None], times.flip(1), times))
-        return video, points, self.labels[rows] ^ back.long()
+        labels = self.labels[rows]
+        return video, points, torch.where(back, self.backwards[labels], labels)
 
     def _shown(self, rows: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         prepare = for_network("timesformer", self.size, self.patch).frames

@@ -18,7 +18,7 @@ FORMS = (
     "hub:<id>, hub:<id>@<revision>, dir:<folder written by save_pretrained>, file:<checkpoint>, demo:<network> or "
     "random:<seed>"
 )
-_SINGLE_FILES = ("timesformer", "stgcn")
+_SINGLE_FILES = ("timesformer", "timesformer12", "stgcn", "stgcn12")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MAX_SEED = 2**63 - 1
 

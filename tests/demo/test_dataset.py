@@ -11,13 +11,25 @@ from PIL import Image
 from typer.testing import CliRunner
 from uniego import cli
 from uniego.demo.dataset import FPS, Take, make_take, write_dataset
-from uniego.demo.world import ACTIONS
+from uniego.demo.world import ACTIONS, ALL_ACTIONS
 from uniego.errors import UsageError
 from uniego.pipeline.clips import ClipTable, missing_files, read_clip_table
 from uniego.pipeline.poses import read_pose
 from uniego.pipeline.video import open_video, segment
 
 SIZE, CLIPS = 64, 24
+SEGMENTS = [
+    ("tilt up", 5, 26),
+    ("screw", 35, 56),
+    ("pull", 63, 81),
+    ("push", 92, 112),
+    ("tilt down", 121, 141),
+    ("put down", 150, 170),
+    ("pick up", 178, 200),
+    ("unscrew", 213, 232),
+]
+LOOKS = {"ego": (103.44360, 0.05542, 0.68602), "exo": (101.74408, 0.04591, 2.92355)}
+"""Of take 0 of seed 5: where its actions are; by view, the means of colours, of colours weighted, and of depths."""
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +123,31 @@ def test_one_seed_is_one_data_set_and_two_are_two(take: Take) -> None:
     assert take.views["ego"].rgb.shape != other.views["ego"].rgb.shape or not np.array_equal(
         take.views["ego"].rgb, other.views["ego"].rgb
     )
+
+
+def test_the_demo_stays_as_it_is(take: Take) -> None:
+    """The random draws and the frames of the eight actions, by value: stored weights and results rely on them."""
+    assert [(part.action, part.first, part.end) for part in take.segments] == SEGMENTS
+    for view, wanted in LOOKS.items():
+        frames = take.views[view]  # type: ignore[index]
+        weights = np.cos(np.arange(frames.rgb.size) % 1009).reshape(frames.rgb.shape)
+        looks = [frames.rgb.mean(), (frames.rgb * weights).mean(), frames.depth.mean(dtype=float)]
+        assert np.allclose(looks, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_person_can_do_all_twelve(tmp_path: Path) -> None:
+    table = read_clip_table(
+        write_dataset(tmp_path / "data", clips=36, size=32, actions=ALL_ACTIONS, extras=False, workers=1)
+    )
+    assert missing_files(table) == []
+    assert table.splits == {"train": 24, "val": 0, "test": 12}
+    assert sorted(table.classes) == sorted(ALL_ACTIONS)
+    for split, each in (("train", 2), ("test", 1)):
+        assert set(np.bincount([c.label for c in table.clips if c.split == split])) == {each}
+    assert len((tmp_path / "data" / "mapping.txt").read_text().splitlines()) == 13
+    assert not {"depth", "poses_3d"} & {path.name for path in (tmp_path / "data").iterdir()}
+    with pytest.raises(UsageError, match="at least 36"):
+        write_dataset(tmp_path, clips=35, actions=ALL_ACTIONS)
 
 
 def test_too_few_clips_are_refused(tmp_path: Path) -> None:

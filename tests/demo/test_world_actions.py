@@ -6,7 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from uniego.demo.actions import ACTIONS, PAIRS, VERBS, motion, opposite, sample_variation
+from uniego.demo.actions import (
+    ACTIONS,
+    ALL_ACTIONS,
+    PAIRS,
+    SYMMETRIC,
+    VERBS,
+    family,
+    motion,
+    opposite,
+    sample_variation,
+)
 from uniego.demo.world import PARTS, VIEWS, Scene, View, render, sample_scene, sample_subject
 
 PHASES = np.linspace(0, 1, 33, dtype=np.float32)
@@ -30,10 +40,45 @@ def test_an_action_is_its_opposite_backwards_and_not_forwards(pair: tuple[str, s
 
 
 def test_opposites_and_labels() -> None:
-    assert len(set(ACTIONS)) == 8
-    assert set(VERBS) == set(ACTIONS)
+    assert len(set(ALL_ACTIONS)) == 12
+    assert ALL_ACTIONS[:8] == ACTIONS
+    assert set(VERBS) == set(ALL_ACTIONS)
     for action in ACTIONS:
         assert opposite(opposite(action)) == action != opposite(action)
+    for action in SYMMETRIC:
+        assert opposite(action) == family(action) == action
+
+
+@pytest.mark.parametrize("action", SYMMETRIC)
+def test_a_symmetric_action_is_itself_backwards(action: str) -> None:
+    """Up to the direction round of a circle, which is as random as the other; coming and going change places."""
+    for seed in range(8):
+        variation = sample_variation(np.random.default_rng(seed))
+        swapped = dataclasses.replace(variation, reach=variation.leave, leave=variation.reach)
+        if action == "stir":
+            swapped = dataclasses.replace(swapped, azimuth=-variation.azimuth)
+        one, back = motion(action, PHASES, variation), motion(action, 1 - PHASES, swapped)
+        for name in STATES:
+            assert np.allclose(getattr(one, name), getattr(back, name), atol=2e-3), name
+
+
+def test_what_the_symmetric_actions_move() -> None:
+    """Wiping goes sideways and stirring round on the table, shaking up and down above it; tapping moves the hand."""
+    for seed in range(6):
+        turns = {}
+        for action in SYMMETRIC:
+            made = scene(seed, action)
+            frames = render(made, np.linspace(0, made.duration, 41), "exo", 32)
+            way = frames.object_3d - frames.object_3d[0]
+            height = frames.joints_3d[:, 9 + made.hand, 2]
+            assert np.abs(way[-1]).max() < 0.02
+            wide, deep, high = np.ptp(way, axis=0)
+            turns[action] = np.count_nonzero(np.diff(np.sign(np.diff(height[12:29]))))
+            assert (wide > 0.12) == (action == "wipe") or action == "stir"
+            assert (high > 0.12) == (action == "shake")
+            assert (deep > 0.05) == (action in {"stir", "shake"}) or action == "wipe"
+            assert (max(wide, deep, high) < 0.01) == (action == "tap")
+        assert min(turns["tap"], turns["shake"]) >= 3
 
 
 def test_things_rest_on_the_table_unless_lifted() -> None:
