@@ -154,20 +154,16 @@ class AugmentConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Stochastic gradient descent, or AdamW, on all parameters."""
+    """Stochastic gradient descent on all parameters."""
 
-    kind: Literal["sgd", "adamw"] = "sgd"
-    """sgd, as published; adamw (arXiv 1711.05101) wants another rate, about 0.001 for a narrow network."""
     lr: Annotated[float, Field(gt=0.0)] = 0.005
     """Base learning rate."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum of sgd."""
+    """Momentum."""
     nesterov: bool = True
-    """Nesterov's form of sgd's momentum."""
-    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    """Decay of adamw's two moments."""
+    """Nesterov's form of momentum."""
     weight_decay: NonNegative = 1e-4
-    """Weight decay, on every parameter; adamw's is decoupled from the gradient."""
+    """Weight decay, on every parameter."""
 
 
 class ScheduleConfig(Section):

@@ -1,4 +1,4 @@
-"""What all trainings of classifiers have in common: the network, optimiser, labels, drop-path, validation."""
+"""What all trainings of classifiers have in common: the network, SGD, labels, drop-path, validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models import TimeSformer, TimeSformerOutput, draw_drop_masks
 from ..pipeline.clips import Clip
-from ..pipeline.config import OptimizerConfig, TrainConfig
+from ..pipeline.config import TrainConfig
 from ..pipeline.randomness import clip_stream
 from .batches import Batch
 from .compiling import compile_blocks
@@ -35,23 +35,22 @@ class Supervised(Generic[Network]):
     validate: Callable[[Network], dict[str, float]] | None = None
 
 
-def make_optimizer(settings: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all of a network's parameters; fused, one pass over each tensor."""
-    common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": True}
-    if settings.kind == "adamw":
-        return torch.optim.AdamW(model.parameters(), betas=(settings.betas[0], settings.betas[1]), **common)
-    nesterov = settings.nesterov and settings.momentum > 0
-    return torch.optim.SGD(model.parameters(), momentum=settings.momentum, nesterov=nesterov, **common)
-
-
 class SupervisedTask(Task, Generic[Network]):
-    """Descent on all parameters of a network whose output has logits [B, C]. L = mean CE(logits, y)."""
+    """SGD on all parameters of a network whose output has logits [B, C]. L = mean CE(logits, y)."""
 
     def __init__(self, title: str, config: TrainConfig, base: Supervised[Network]) -> None:
         self.title, self._train, self.base = title, config, base
         self.model = base.model.to(base.device).train()
         self.labels = torch.tensor([clip.label for clip in base.clips], device=base.device)  # [N]
-        self.optimizer = make_optimizer(config.optimizer, self.model)
+        settings = config.optimizer
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov and settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+            fused=True,  # one pass over each tensor
+        )
 
     def forward(self, batch: Batch, epoch: int) -> Any:
         """The network on a micro-batch, in training mode."""
