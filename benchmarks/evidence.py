@@ -95,9 +95,8 @@ def teachers_of(out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
             continue
         run = Run.open(root)
         for key in run.config.teachers:
-            own = own_accuracy(run, key)
-            probed = probe_accuracy(run, key)
-            rows.append({"seed": seed, "teacher": key, "own": "" if own is None else f"{own:.2f}", "probe": f"{probed:.2f}"})
+            own, probed = own_accuracy(run, key), f"{probe_accuracy(run, key):.2f}"
+            rows.append({"seed": seed, "teacher": key, "own": "" if own is None else f"{own:.2f}", "probe": probed})
     return rows
 
 
@@ -124,9 +123,11 @@ def show(part: str, rows: Sequence[dict[str, Any]], against: Sequence[str]) -> N
         cells = []
         for base in against:
             shared = [seed for seed in values if seed in top1.get(base, {})]
-            found = compare([values[seed] for seed in shared], [top1[base][seed] for seed in shared]) if shared else None
-            nothing = found is None or found.p is None or arm == base
-            cells.append("" if nothing or found is None else f"{found.difference:+.2f} ({found.p:.4f})")
+            if arm == base or not shared:
+                cells.append("")
+                continue
+            found = compare([values[seed] for seed in shared], [top1[base][seed] for seed in shared])
+            cells.append(f"{found.difference:+.2f}" + ("" if found.p is None else f" ({found.p:.4f})"))
         table.add_row(arm, str(whole.n), f"{whole.mean:.2f}", "" if whole.sd is None else f"{whole.sd:.2f}", *cells)
     results_console().print(table)
 
@@ -149,7 +150,8 @@ def main() -> None:
     if not rows:
         raise SystemExit(f"nothing of {chosen.part} is done in {chosen.out}")
     baseline = yamltext.parse((GRIDS / f"{chosen.part}.yaml").read_text(encoding="utf-8"), chosen.part).get("baseline")
-    show(chosen.part, rows, [arm for arm in dict.fromkeys((baseline, "ego-only")) if arm in {row["arm"] for row in rows}])
+    arms = {row["arm"] for row in rows}
+    show(chosen.part, rows, [arm for arm in dict.fromkeys((baseline, "ego-only")) if arm in arms])
     say(f"{write(chosen.part, rows)}\n{write('teachers', teachers_of(chosen.out, chosen.seeds))}")
 
 

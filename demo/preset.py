@@ -1,4 +1,4 @@
-"""The demo's configuration: the nine small trained teachers, a small student, minutes on two cores."""
+"""Configurations of the rendered world: the nine small trained teachers, a small student, minutes on two cores."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..pipeline.config import (
     StudentConfig,
     TrainConfig,
 )
+from .actions import ALL_ACTIONS
 from .teachers import demo_teachers
 
 PROXY_EPOCHS, STUDENT_EPOCHS = 8, 6
@@ -43,6 +44,18 @@ def demo_config(seed: int = 0) -> RunConfig:
             ),
         ),
         compute=ComputeConfig(threads=1, workers=2),
+    )
+
+
+def evidence_config(seed: int = 0) -> RunConfig:
+    """The demo's student and proxies on all twelve actions; trainings read stored clips (benchmarks/evidence.py)."""
+    config = demo_config(seed)
+    return config.model_copy(
+        update={
+            "teachers": demo_teachers(len(ALL_ACTIONS)),
+            "clips": config.clips.model_copy(update={"source": "store"}),
+            "compute": config.compute.model_copy(update={"workers": 1}),
+        }
     )
 
 
