@@ -24,12 +24,14 @@ LEARNING_RATE = 0.005
 
 
 def demo_config(seed: int = 0) -> RunConfig:
-    """Student and proxies of 8 frames of 48 x 48 pixels, width 64, three blocks; 16 clips a step."""
+    """Student and proxies of 8 frames of 48 x 48 pixels in 16 patches, width 64, three blocks; 16 clips a step."""
     return RunConfig(
         preset="demo",
         seed=seed,
         teachers=demo_teachers(),
-        student=StudentConfig(image_size=48, patch_size=8, num_frames=8, width=64, depth=3, heads=4, init="demo:start"),
+        student=StudentConfig(
+            image_size=48, patch_size=12, num_frames=8, width=64, depth=3, heads=4, init="demo:start"
+        ),
         # Mirroring would turn "the left hand" into the right one, which the actions do not care about.
         augment=AugmentConfig(short_side=[52, 60]),
         proxies=ProxiesConfig(train=training(PROXY_EPOCHS)),
@@ -48,12 +50,13 @@ def demo_config(seed: int = 0) -> RunConfig:
 
 
 def evidence_config(seed: int = 0) -> RunConfig:
-    """The demo's student and proxies on all twelve actions; trainings read stored clips (benchmarks/evidence.py)."""
+    """The demo's student and proxies on all twelve actions, eight epochs for each; trainings read stored clips."""
     config = demo_config(seed)
     return config.model_copy(
         update={
             "teachers": demo_teachers(len(ALL_ACTIONS)),
             "clips": config.clips.model_copy(update={"source": "store"}),
+            "distill": config.distill.model_copy(update={"train": training(PROXY_EPOCHS)}),
             "compute": config.compute.model_copy(update={"workers": 1}),
         }
     )

@@ -19,7 +19,7 @@ from uniego.demo.preset import demo_config
 from uniego.models import TimeSformer
 
 NAME, SEED, RATE = "start", 17, 2e-3
-STILLS, STILL_BATCH, STEPS, BATCH = 300, 128, 1200, 32
+STILLS, STILL_BATCH, STEPS, BATCH = 400, 128, 5000, 32
 
 
 def main() -> None:

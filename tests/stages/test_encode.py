@@ -456,7 +456,7 @@ def test_crops_of_one_real_video_are_neighbours(media: Path, full: bool) -> None
     looks = [crop for path in paths for crop in crops_of(path)]
     reader = ClipReader(8, 48, "fit", 32, (52, 60), 0.5, 0.45, 0.225, 52, "pyav", 0)
     trained, random = (
-        Encoder(TimeSformer(48, 8, 8, width=64, depth=3, heads=4, num_classes=8).eval(), reader, Protocol(1, 3), ())
+        Encoder(TimeSformer(48, 12, 8, width=64, depth=3, heads=4, num_classes=8).eval(), reader, Protocol(1, 3), ())
         for _ in range(2)
     )
     start = Path(uniego.__file__).parent / "demo" / "weights" / "start"
