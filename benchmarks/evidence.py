@@ -1,14 +1,15 @@
 """The paper's claims under controlled conditions: the rendered world's twelve actions, other people for every seed.
 
-    python benchmarks/evidence.py core --out DIR              # the core table, eight seeds
-    python benchmarks/evidence.py core --out DIR --table      # what is done of it, without computing
-    python benchmarks/evidence.py inits --out DIR --hours 2   # a part of the full grid, as far as it comes
+    python benchmarks/evidence.py core --out DIR                  # the core table, eight seeds
+    python benchmarks/evidence.py core --out DIR --table          # what is done of it, without computing
+    python benchmarks/evidence.py selection --out DIR --hours 2   # a part of the full grid, as far as it comes
 
 A seed is a data set of its own (75 people, each does every action once: 600 clips to learn from and 300 to be measured
 on, of people never seen), its teachers' features, and a grid of `uniego ablate` (benchmarks/evidence/PART.yaml) with
-that seed. It lies in DIR/<seed>; proxies and merges serve all parts. The same command continues. Results:
-benchmarks/results/evidence-PART-DATE.csv, a row per seed and arm; evidence-teachers-DATE.csv says what each teacher
-knows. docs/evidence.md tells what came out.
+that seed. It lies in DIR/<seed>; proxies and merges serve all parts. The same command continues. Every part but the
+core is shown against the arms of the core that are done. Results: benchmarks/results/evidence-PART-DATE.csv, a row per
+seed and arm, and a picture of them in docs/pictures; evidence-teachers-DATE.csv says what each teacher knows. For the
+part `gradients` also evidence-conflicts and evidence-cka. docs/evidence.md tells what came out.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +30,20 @@ from uniego.demo.actions import ALL_ACTIONS
 from uniego.demo.dataset import write_dataset
 from uniego.demo.preset import evidence_config
 from uniego.demo.probes import own_accuracy, probe_accuracy
-from uniego.pipeline import files, yamltext
+from uniego.pipeline import charts, files, yamltext
 from uniego.pipeline.progress import Meter, duration, results_console, say
 from uniego.pipeline.rundir import Run
 from uniego.stages.ablate import ablate
+from uniego.stages.analyze_cka import analyze_cka
+from uniego.stages.analyze_conflicts import analyze_conflicts
 from uniego.stages.extract_options import ExtractOptions
 from uniego.stages.extract_teachers import extract_teachers
 from uniego.stages.paired import compare, summarise
 from uniego.stages.prepare_clips import prepare_clips
 
 HERE = Path(__file__).parent
-GRIDS, RESULTS = HERE / "evidence", HERE / "results"
+GRIDS, RESULTS, PICTURES = HERE / "evidence", HERE / "results", HERE.parent / "docs" / "pictures"
+CORE, GRADIENTS = "core", "gradients"
 CLIPS, SIZE = 900, 64
 SEEDS = range(8)
 
@@ -72,7 +77,16 @@ def carry_out(part: str, folder: Path, seed: int) -> None:
     result = ablate(run, grid, jobs=os.cpu_count() or 1)
     if result.error is not None:
         raise result.error
+    if part == GRADIENTS:
+        for arm in ("spd", "naive"):
+            analyze_conflicts(Run.open(cell_root(folder, arm, seed)))
+        analyze_cka(Run.open(cell_root(folder, "spd", seed)))
     say(f"seed {seed}: {part} in {duration(time.monotonic() - began)}")
+
+
+def cell_root(folder: Path, arm: str, seed: int) -> Path:
+    """The run that an arm of the part `gradients` is."""
+    return folder / "run" / "ablate" / GRADIENTS / arm / f"seed-{seed}"
 
 
 def cells_of(part: str, out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
@@ -100,8 +114,38 @@ def teachers_of(out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def write(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Rows as a dated file of results."""
+def _json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def conflicts_of(out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """Negative cosines among pairs of teachers' gradients, a row per seed, arm and step."""
+    rows = []
+    for seed in seeds:
+        for arm in ("spd", "naive"):
+            path = cell_root(out / str(seed), arm, seed) / "analyze" / "conflicts" / "conflicts.json"
+            students = _json(path).get("students", {}).values()
+            named = ("step", "share", "negative", "pairs", "without_gradient")
+            for student in students:
+                rows += [{"seed": seed, "arm": arm, **{key: step[key] for key in named}} for step in student["steps"]]
+    return rows
+
+
+def cka_of(out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """How alike each teacher, its proxy and the student are, a row per seed and teacher."""
+    rows = []
+    for seed in seeds:
+        path = cell_root(out / str(seed), "spd", seed) / "analyze" / "cka" / "cka.json"
+        pairs = _json(path).get("pairs", {}).items()
+        rows += [{"seed": seed, "teacher": key, **values} for key, values in pairs]
+    return rows
+
+
+def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as a dated file of results; none: nothing."""
+    if not rows:
+        return
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     path = RESULTS / f"evidence-{name}-{date}.csv"
     where = {"date": date, "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
@@ -109,27 +153,56 @@ def write(name: str, rows: Sequence[dict[str, Any]]) -> Path:
         writer = csv.DictWriter(handle, [*rows[0], *where], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, **where} for row in rows)
-    return path
+    say(str(path))
 
 
-def show(part: str, rows: Sequence[dict[str, Any]], against: Sequence[str]) -> None:
-    """Means over seeds, and paired tests against some of the arms, over the seeds that both have."""
+def by_arm(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Top-1 by arm and seed."""
     top1: dict[str, dict[str, float]] = {}
     for row in rows:
         top1.setdefault(row["arm"], {})[row["seed"]] = float(row["top1"])
-    table = Table("arm", "seeds", "mean", "sd", *(f"against {arm} (p)" for arm in against), title=f"{part}: top-1")
+    return top1
+
+
+def show(part: str, top1: Mapping[str, Mapping[str, float]], against: Mapping[str, Mapping[str, float]]) -> None:
+    """Means over seeds, and paired tests against some arms, over the seeds that both have."""
+    table = Table("arm", "seeds", "mean", "sd", *(f"minus {arm} (p)" for arm in against), title=f"{part}: top-1")
     for arm, values in top1.items():
-        whole = summarise(list(values.values()))
-        cells = []
-        for base in against:
-            shared = [seed for seed in values if seed in top1.get(base, {})]
-            if arm == base or not shared:
+        whole, cells = summarise(list(values.values())), []
+        for others in against.values():
+            shared = [seed for seed in values if seed in others]
+            if values is others or not shared:
                 cells.append("")
                 continue
-            found = compare([values[seed] for seed in shared], [top1[base][seed] for seed in shared])
+            found = compare([values[seed] for seed in shared], [others[seed] for seed in shared])
             cells.append(f"{found.difference:+.2f}" + ("" if found.p is None else f" ({found.p:.4f})"))
         table.add_row(arm, str(whole.n), f"{whole.mean:.2f}", "" if whole.sd is None else f"{whole.sd:.2f}", *cells)
     results_console().print(table)
+
+
+def report(part: str, out: Path, seeds: Sequence[int]) -> None:
+    """Tables, files and pictures of what is done."""
+    rows = cells_of(part, out, seeds)
+    if not rows:
+        raise SystemExit(f"nothing of {part} is done in {out}")
+    top1 = by_arm(rows)
+    core = top1 if part == CORE else by_arm(cells_of(CORE, out, seeds))
+    baseline = yamltext.parse((GRIDS / f"{part}.yaml").read_text(encoding="utf-8"), part).get("baseline")
+    against = {arm: core[arm] for arm in ("spd", "naive", "ego-only") if arm in core}
+    if baseline in top1 and baseline not in against:
+        against[baseline] = top1[baseline]
+    show(part, top1, against)
+    write(part, rows)
+    write("teachers", teachers_of(out, seeds))
+    write("conflicts", conflicts_of(out, seeds))
+    write("cka", cka_of(out, seeds))
+    shown = {**top1, **{f"{arm} (core)": values for arm, values in core.items() if core is not top1}}
+    picture = charts.dots(
+        f"{part}: a dot per seed, a line at the mean",
+        {arm: list(values.values()) for arm, values in shown.items()},
+        f"top-1 on test, percent; chance is {100 / len(ALL_ACTIONS):.1f}",
+    )
+    files.write_bytes(PICTURES / f"evidence-{part}.svg", charts.page([picture]).encode())
 
 
 def main() -> None:
@@ -146,13 +219,7 @@ def main() -> None:
             say(f"{chosen.hours:g} hours are over before seed {seed}; the same command continues")
             break
         carry_out(chosen.part, (chosen.out / str(seed)).resolve(), seed)
-    rows = cells_of(chosen.part, chosen.out, chosen.seeds)
-    if not rows:
-        raise SystemExit(f"nothing of {chosen.part} is done in {chosen.out}")
-    baseline = yamltext.parse((GRIDS / f"{chosen.part}.yaml").read_text(encoding="utf-8"), chosen.part).get("baseline")
-    arms = {row["arm"] for row in rows}
-    show(chosen.part, rows, [arm for arm in dict.fromkeys((baseline, "ego-only")) if arm in arms])
-    say(f"{write(chosen.part, rows)}\n{write('teachers', teachers_of(chosen.out, chosen.seeds))}")
+    report(chosen.part, chosen.out, chosen.seeds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small charts as SVG text: lines, bars and heat maps. Numbers in, a picture out; nothing is installed for it."""
+"""Small charts as SVG text: lines, bars, dots and heat maps. Numbers in, a picture out; nothing is installed for it."""
 
 from __future__ import annotations
 
@@ -75,6 +75,31 @@ def bars(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     for number, name in enumerate(names):
         parts.append(_text(_WIDTH - _RIGHT + 10, _TOP + 12 + _ROW * number, name, fill=COLOURS[number % len(COLOURS)]))
     return _chart(_WIDTH, _TOP + _ROW * max(len(rows), len(names)) + 10, parts)
+
+
+def dots(title: str, rows: Mapping[str, Sequence[float]], label: str) -> str:
+    """A dot per value, one row for each name, and a line at their mean; the axis runs from 0 to what holds all."""
+    left, top = _label_width(rows), max((value for values in rows.values() for value in values), default=0.0) or 1.0
+    full, low = _WIDTH - left - 60, _TOP + _ROW * len(rows)
+    parts = [_text(left, 18, title, size=13)]
+    for tick in range(5):
+        x = left + full * tick / 4
+        parts.append(f'<line x1="{x:g}" x2="{x:g}" y1="{_TOP}" y2="{low}" stroke="#dddddd"/>')
+        parts.append(_text(x, low + 14, f"{top * tick / 4:.3g}", "middle"))
+    parts.append(_text(left + full / 2, low + 30, label, "middle"))
+    for number, (name, values) in enumerate(rows.items()):
+        y, colour = _TOP + _ROW * (number + 0.5), COLOURS[number % len(COLOURS)]
+        parts.append(_text(left - 6, y + 4, name, "end"))
+        for value in values:
+            told = f"<title>{escape(name)} {value:.4g}</title>"
+            x = f'cx="{left + full * value / top:.1f}"'
+            parts.append(f'<circle {x} cy="{y:g}" r="3.5" fill="{colour}" fill-opacity="0.6">{told}</circle>')
+        if values:
+            mean = sum(values) / len(values)
+            x = f"{left + full * mean / top:.1f}"
+            parts.append(f'<line x1="{x}" x2="{x}" y1="{y - 9:g}" y2="{y + 9:g}" stroke="black" stroke-width="2"/>')
+            parts.append(_text(left + full + 10, y + 4, f"{mean:.3g}"))
+    return _chart(_WIDTH, low + _BOTTOM, parts)
 
 
 def heat_map(title: str, names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:

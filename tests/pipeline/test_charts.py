@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from xml.etree import ElementTree
 
+import pytest
 from uniego.pipeline import charts
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -42,3 +43,12 @@ def test_charts_stand_below_one_another() -> None:
     places = [group.get("transform") for group in picture.iter(f"{SVG}g")]
     assert places == ["translate(0 0)", "translate(0 66)"]
     assert picture.get("height") == "132"
+
+
+def test_dots_show_every_value_and_the_mean() -> None:
+    picture = parsed(charts.dots("t", {"a & b": [10.0, 30.0], "none": []}, "percent"))
+    across = [float(dot.attrib["cx"]) for dot in picture.iter(f"{SVG}circle")]
+    assert len(across) == 2
+    means = [line for line in picture.iter(f"{SVG}line") if line.attrib["stroke"] == "black"]
+    assert [float(line.attrib["x1"]) for line in means] == pytest.approx([sum(across) / 2], abs=0.1)
+    assert "20" in [text.text for text in picture.iter(f"{SVG}text")]
