@@ -25,25 +25,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import zarr
 from rich.table import Table
 from uniego.demo.actions import ALL_ACTIONS
 from uniego.demo.dataset import write_dataset
 from uniego.demo.preset import evidence_config
 from uniego.demo.probes import own_accuracy, probe_accuracy
+from uniego.models.teachers import TeacherConfig
 from uniego.pipeline import charts, files, yamltext
 from uniego.pipeline.progress import Meter, duration, results_console, say
 from uniego.pipeline.rundir import Run
 from uniego.stages.ablate import ablate
+from uniego.stages.ablate_grid import SHARED
 from uniego.stages.analyze_cka import analyze_cka
 from uniego.stages.analyze_conflicts import analyze_conflicts
 from uniego.stages.extract_options import ExtractOptions
 from uniego.stages.extract_teachers import extract_teachers
 from uniego.stages.paired import compare, summarise
 from uniego.stages.prepare_clips import prepare_clips
+from uniego.stages.targets import load_targets, open_index, open_teacher, row_keys
 
 HERE = Path(__file__).parent
 GRIDS, RESULTS, PICTURES = HERE / "evidence", HERE / "results", HERE.parent / "docs" / "pictures"
-CORE, GRADIENTS = "core", "gradients"
+CORE, GRADIENTS, CORRUPTED = "core", "gradients", "corrupted"
+SHUFFLED = ("exo_rgb", "ego_siglip", "exo_depth", "ego_dino")  # also there as if taught by shuffled labels
 CLIPS, SIZE = 900, 64
 SEEDS = range(8)
 
@@ -67,10 +73,38 @@ def prepare(folder: Path, seed: int) -> Run:
     return run
 
 
+def corrupted(folder: Path, run: Run) -> Run:
+    """A run over the same cache and proxies whose pool also has four teachers that learned shuffled labels by heart:
+    what each says of a train clip is what its honest namesake says of another one, drawn by the seed."""
+    root = folder / CORRUPTED
+    if (root / "run.yaml").exists():
+        return Run.open(root)
+    clips, index = run.table().split("train"), open_index(run)
+    pool = dict(run.config.teachers)
+    for number, key in enumerate(SHUFFLED):
+        store = open_teacher(run, index, key)
+        told = load_targets(store, index.rows(row_keys(run, clips)), run.config.student.num_frames)
+        order = np.random.default_rng([run.config.seed, number]).permutation(len(clips))
+        path = folder / "data" / "shuffled" / f"{key}.zarr"
+        group = zarr.open_group(path, mode="w")
+        group.create_array("ids", data=np.array([clip.clip_id for clip in clips]))
+        group.create_array("features", data=told.values.numpy()[order])
+        pool[f"{key}_shuffled"] = TeacherConfig(network="precomputed", weights=f"dir:{path}")
+    cache = run.config.cache.model_copy(update={"root": str(run.cache_root)})
+    extract = run.config.extract.model_copy(update={"min_coverage": 0.0})  # shuffled ones know the train clips alone
+    (root / "ablate").mkdir(parents=True)
+    (root / "ablate" / SHARED).symlink_to(run.root / "ablate" / SHARED)
+    Run.create(root, run.config.model_copy(update={"teachers": pool, "cache": cache, "extract": extract}))
+    return Run.open(root)
+
+
 def carry_out(part: str, folder: Path, seed: int) -> None:
     """A seed's cells of a part of the grid."""
     began = time.monotonic()
     run = prepare(folder, seed)
+    if part == CORRUPTED:
+        run = corrupted(folder, run)
+        extract_teachers(run, options=ExtractOptions(workers=os.cpu_count()))
     grid = folder / f"{part}.yaml"
     text = (GRIDS / f"{part}.yaml").read_text(encoding="utf-8")
     files.write_bytes(grid, f"{text}seeds: [{seed}]\n".encode())
@@ -93,7 +127,7 @@ def cells_of(part: str, out: Path, seeds: Iterable[int]) -> list[dict[str, Any]]
     """A row per seed and arm that is done."""
     rows = []
     for seed in seeds:
-        path = out / str(seed) / "run" / "ablate" / part / "results.csv"
+        path = out / str(seed) / (CORRUPTED if part == CORRUPTED else "run") / "ablate" / part / "results.csv"
         if path.exists():
             with path.open(encoding="utf-8", newline="") as handle:
                 rows += [row for row in csv.DictReader(handle) if row["state"] == "done" and row["seed"] == str(seed)]

@@ -107,5 +107,7 @@ def test_shipped_grids_can_be_read(path: Path) -> None:
 def test_parts_of_the_evidence_can_be_read(path: Path, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8") + "seeds: [3]\n"  # as benchmarks/evidence.py ends them
     (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
-    grid = read_grid(tmp_path / "grid.yaml", evidence_config(3))
+    config = evidence_config(3)
+    shuffled = {f"{key}_shuffled": teacher for key, teacher in config.teachers.items()}
+    grid = read_grid(tmp_path / "grid.yaml", config.model_copy(update={"teachers": {**config.teachers, **shuffled}}))
     assert (grid.name, grid.seeds) == (path.stem, (3,))
