@@ -92,12 +92,12 @@ def dots(title: str, rows: Mapping[str, Sequence[float]], label: str) -> str:
         parts.append(_text(left - 6, y + 4, name, "end"))
         for value in values:
             told = f"<title>{escape(name)} {value:.4g}</title>"
-            x = f'cx="{left + full * value / top:.1f}"'
-            parts.append(f'<circle {x} cy="{y:g}" r="3.5" fill="{colour}" fill-opacity="0.6">{told}</circle>')
+            place = f'cx="{left + full * value / top:.1f}"'
+            parts.append(f'<circle {place} cy="{y:g}" r="3.5" fill="{colour}" fill-opacity="0.6">{told}</circle>')
         if values:
             mean = sum(values) / len(values)
-            x = f"{left + full * mean / top:.1f}"
-            parts.append(f'<line x1="{x}" x2="{x}" y1="{y - 9:g}" y2="{y + 9:g}" stroke="black" stroke-width="2"/>')
+            at = f"{left + full * mean / top:.1f}"
+            parts.append(f'<line x1="{at}" x2="{at}" y1="{y - 9:g}" y2="{y + 9:g}" stroke="black" stroke-width="2"/>')
             parts.append(_text(left + full + 10, y + 4, f"{mean:.3g}"))
     return _chart(_WIDTH, low + _BOTTOM, parts)
 
